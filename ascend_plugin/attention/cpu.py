@@ -1,0 +1,268 @@
+"""vLLM's attention interface on the plugin's operators, for the CPU.
+
+Source of the interface: ``vllm/v1/attention/backend.py`` of vLLM 0.32.0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionCGSupport,
+    AttentionImpl,
+    AttentionMetadataBuilder,
+    AttentionType,
+    CommonAttentionMetadata,
+    MultipleOf,
+)
+from vllm.v1.kv_cache_interface import KVCacheLayout
+
+from ascend_plugin.kv_cache import PageFormat
+from ascend_plugin.ops import checks
+from ascend_plugin.ops.kv_cache_write import kv_cache_write
+from ascend_plugin.ops.paged_attention import paged_attention
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.attention.backend import AttentionLayer
+    from vllm.v1.kv_cache_interface import AttentionSpec
+
+
+class AscendCPUAttentionBackend(AttentionBackend):
+    """Paged attention over NZ pages in float32, float16 or bfloat16."""
+
+    forward_includes_kv_cache_update = False
+    supported_dtypes: ClassVar[list[torch.dtype]] = list(checks.FLOAT_DTYPES)
+    supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "bfloat16", "float16"]
+
+    @staticmethod
+    def get_name() -> str:
+        """Return the member of ``AttentionBackendEnum`` that the platform registers."""
+        return "CUSTOM"
+
+    @staticmethod
+    def get_impl_cls() -> type[AscendCPUAttentionImpl]:
+        """Return the class that computes attention for one layer."""
+        return AscendCPUAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[AscendCPUMetadataBuilder]:
+        """Return the class that prepares a batch."""
+        return AscendCPUMetadataBuilder
+
+    @staticmethod
+    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
+        """Return the block sizes that pages can hold: whole fractals of 16 tokens."""
+        return [MultipleOf(checks.BLOCK_SIZE_MULTIPLE)]
+
+    @classmethod
+    def supports_block_size(cls, block_size: int | None) -> bool:
+        """Return whether pages can hold the block size; None: not chosen yet."""
+        return block_size is None or (
+            0 < block_size <= checks.MAX_BLOCK_SIZE
+            and block_size % checks.BLOCK_SIZE_MULTIPLE == 0
+        )
+
+    @classmethod
+    def get_supported_head_sizes(cls) -> list[int]:
+        """Return the head dimensions that pages can hold."""
+        step = checks.HEAD_DIM_MULTIPLE
+        return list(range(step, checks.MAX_HEAD_DIM + 1, step))
+
+    @classmethod
+    def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
+        """Return the layouts in which a (block, kv head) is contiguous."""
+        return (KVCacheLayout.LBHNC, KVCacheLayout.BLHNC)
+
+    @classmethod
+    def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
+        """Check that pages can hold the layer; without quantisation vLLM's sizes are ours."""
+        checks.check_head_dim(spec.head_size, spec.head_size_v)
+        return spec
+
+    @classmethod
+    def supports_sink(cls) -> bool:
+        """Attention sinks are served."""
+        return True
+
+    @classmethod
+    def supports_sliding_window(cls) -> bool:
+        """Sliding windows are served."""
+        return True
+
+    @classmethod
+    def supports_non_causal(cls) -> bool:
+        """Attention to later tokens of the cache is served."""
+        return True
+
+
+@dataclass(slots=True)
+class AscendCPUMetadata:
+    """One batch, as the operators take it.
+
+    Attributes:
+        num_actual_tokens: rows of the batch that are not padding.
+        query_start_loc: int32 ``[sequences + 1]``.
+        seq_lens: int32 ``[sequences]``.
+        block_table: int32 ``[sequences, max_blocks]``.
+        causal: whether a token sees only itself and earlier ones.
+    """
+
+    num_actual_tokens: int
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    block_table: torch.Tensor
+    causal: bool
+
+
+class AscendCPUMetadataBuilder(AttentionMetadataBuilder[AscendCPUMetadata]):
+    """Pass vLLM's batch on; the kernels plan their work themselves."""
+
+    # There is no graph capture on a CPU: torch.compile does that work.
+    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
+
+    def __init__(
+        self,
+        kv_cache_spec: AttentionSpec,
+        layer_names: list[str],
+        vllm_config: VllmConfig,
+        device: torch.device,
+    ) -> None:
+        """Keep what vLLM hands over; the base class wants every builder to say so."""
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+
+    def build(
+        self,
+        common_prefix_len: int,
+        common_attn_metadata: CommonAttentionMetadata,
+        fast_build: bool = False,
+    ) -> AscendCPUMetadata:
+        """Return the batch in the operators' form.
+
+        Raises:
+            ValueError: the batch mixes causal and bidirectional sequences.
+        """
+        batch = common_attn_metadata
+        if isinstance(batch.causal, torch.Tensor):
+            raise ValueError(
+                "this batch mixes causal and bidirectional sequences, which attention over NZ "
+                "pages does not serve; use --attention-backend CPU_ATTN."
+            )
+        return AscendCPUMetadata(
+            num_actual_tokens=batch.num_actual_tokens,
+            query_start_loc=batch.query_start_loc[: batch.num_reqs + 1],
+            seq_lens=batch.seq_lens[: batch.num_reqs],
+            block_table=batch.block_table_tensor[: batch.num_reqs],
+            causal=batch.causal,
+        )
+
+
+class AscendCPUAttentionImpl(AttentionImpl[AscendCPUMetadata]):
+    """Attention of one layer."""
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_size: int,
+        scale: float,
+        num_kv_heads: int | None = None,
+        alibi_slopes: list[float] | None = None,
+        sliding_window: int | None = None,
+        kv_cache_dtype: str = "auto",
+        logits_soft_cap: float | None = None,
+        attn_type: str = AttentionType.DECODER,
+        kv_sharing_target_layer_name: str | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> None:
+        """Keep the layer's constants; arguments as in vLLM's ``AttentionImpl``.
+
+        Raises:
+            ValueError: attention that is not a decoder's, or a head dimension pages cannot hold.
+        """
+        if attn_type != AttentionType.DECODER:
+            raise ValueError(
+                f"attention type {attn_type!r} is not served over NZ pages; allowed is 'decoder'. "
+                "Use --attention-backend CPU_ATTN."
+            )
+        checks.check_head_dim(head_size)
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.head_size = head_size
+        self.scale = float(scale)
+        self.window = sliding_window or 0
+        self.soft_cap = float(logits_soft_cap or 0.0)
+        self.kv_cache_dtype = kv_cache_dtype
+        self.kv_sharing_target_layer_name = kv_sharing_target_layer_name
+        self.alibi_slopes = (
+            None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32)
+        )
+        self.sinks = sinks
+        self._layout: tuple[int, ...] | None = None
+
+    def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
+        """Take the loaded sinks in the type that the operator wants."""
+        if self.sinks is not None:
+            self.sinks = self.sinks.detach().to(torch.float32).contiguous()
+
+    def layout(self, kv_cache: torch.Tensor) -> tuple[int, ...]:
+        """Return the byte map of the bound cache; its block size is known only now."""
+        if self._layout is None:
+            page = PageFormat(kv_cache.dtype, kv_cache.shape[2], kv_cache.shape[1], self.head_size)
+            self._layout = tuple(page.layout())
+        return self._layout
+
+    def do_kv_cache_update(
+        self,
+        layer: torch.nn.Module,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> None:
+        """Write the batch's keys and values, ``[tokens, kv_heads, head_size]``, into pages."""
+        tokens = min(key.shape[0], slot_mapping.shape[0])
+        kv_cache_write(
+            key[:tokens], value[:tokens], kv_cache, slot_mapping[:tokens], self.layout(kv_cache)
+        )
+
+    def forward(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: AscendCPUMetadata,
+        output: torch.Tensor,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend ``query [tokens, heads, head_size]`` to the pages, into ``output``.
+
+        Raises:
+            ValueError: a fused output quantisation is asked for.
+        """
+        if output_scale is not None or output_block_scale is not None:
+            raise ValueError("attention over NZ pages does not quantise its output.")
+        if attn_metadata is None:  # profiling and warm-up: there are no pages yet
+            return output.zero_()
+        tokens = attn_metadata.num_actual_tokens
+        paged_attention(
+            query[:tokens],
+            kv_cache,
+            output[:tokens],
+            attn_metadata.query_start_loc,
+            attn_metadata.seq_lens,
+            attn_metadata.block_table,
+            self.layout(kv_cache),
+            scale=self.scale,
+            causal=attn_metadata.causal,
+            window=self.window,
+            soft_cap=self.soft_cap,
+            alibi_slopes=self.alibi_slopes,
+            sinks=self.sinks,
+        )
+        return output

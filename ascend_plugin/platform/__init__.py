@@ -1,0 +1,1 @@
+"""The platforms that vLLM sees: an NPU, or the CPU fallback."""

@@ -1,0 +1,104 @@
+"""The CPU fallback: vLLM's CPU platform with the plugin's attention over NZ pages."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from vllm.platforms.cpu import CpuPlatform
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+from .common import configure
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.attention.selector import AttentionSelectorConfig
+
+logger = logging.getLogger(__name__)
+
+ATTENTION_BACKEND = "ascend_plugin.attention.cpu.AscendCPUAttentionBackend"
+WORKER = "ascend_plugin.worker.cpu.AscendCPUWorker"
+
+#: Reasons already logged; a model asks once per layer.
+_logged: set[str] = set()
+
+
+class AscendCPUPlatform(CpuPlatform):
+    """vLLM's CPU platform, serving attention from NZ pages.
+
+    ``_enum`` stays ``CPU``: every table of vLLM that asks ``is_cpu()`` keeps working.
+    """
+
+    @classmethod
+    def get_device_name(cls, device_id: int = 0) -> str:
+        """Return the name under which the device is reported."""
+        return "cpu (ascend-plugin)"
+
+    @classmethod
+    def pre_register_and_update(cls, parser: FlexibleArgumentParser | None = None) -> None:
+        """Make ``--attention-backend CUSTOM`` name the plugin's backend."""
+        register_attention_backend()
+        super().pre_register_and_update(parser)
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
+        """Check the plugin's settings and choose its worker."""
+        configure(vllm_config, "cpu")
+        # The V2 runner exists only with a working Triton; a machine that has one must not
+        # silently run code that the plugin was not tested with.
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+        if vllm_config.parallel_config.worker_cls == "auto":
+            vllm_config.parallel_config.worker_cls = WORKER
+        super().check_and_update_config(vllm_config)
+
+    @classmethod
+    def get_attn_backend_cls(
+        cls,
+        selected_backend: AttentionBackendEnum | None,
+        attn_selector_config: AttentionSelectorConfig,
+        num_heads: int | None = None,
+    ) -> str:
+        """Return the plugin's backend, or vLLM's own for what it does not serve."""
+        reasons = _why_not(selected_backend, attn_selector_config)
+        if not reasons:
+            register_attention_backend()
+            return ATTENTION_BACKEND
+        _log_once(f"Attention falls to vLLM's own CPU backend: {', '.join(reasons)}.")
+        if selected_backend == AttentionBackendEnum.CUSTOM:
+            selected_backend = None
+        return super().get_attn_backend_cls(selected_backend, attn_selector_config, num_heads)
+
+
+def register_attention_backend() -> None:
+    """Register the plugin's backend as ``CUSTOM``. Idempotent."""
+    from vllm.v1.attention.backends.registry import register_backend
+
+    register_backend(AttentionBackendEnum.CUSTOM, ATTENTION_BACKEND)
+
+
+def _why_not(
+    selected: AttentionBackendEnum | None, selector: AttentionSelectorConfig
+) -> list[str]:
+    """Return why a layer cannot use the plugin's backend; empty: it can."""
+    from ascend_plugin.attention.cpu import AscendCPUAttentionBackend
+
+    if selected is not None and selected != AttentionBackendEnum.CUSTOM:
+        return [f"--attention-backend {selected.name} was asked for"]
+    reasons = AscendCPUAttentionBackend.validate_configuration(
+        device_capability=None, **selector._asdict()
+    )
+    described = {
+        "head_size not supported": f"head size {selector.head_size}",
+        "block_size not supported": f"block size {selector.block_size}",
+        "dtype not supported": f"dtype {selector.dtype}",
+        "kv_cache_dtype not supported": f"KV cache dtype {selector.kv_cache_dtype}",
+    }
+    return [f"{described[r]} not supported" if r in described else r for r in reasons]
+
+
+def _log_once(message: str) -> None:
+    if message not in _logged:
+        _logged.add(message)
+        logger.info(message)

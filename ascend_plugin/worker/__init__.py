@@ -1,0 +1,1 @@
+"""Workers that vLLM starts on each device."""

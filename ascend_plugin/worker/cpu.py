@@ -1,0 +1,52 @@
+"""The worker of the CPU fallback."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from ascend_plugin.config import parse_config
+from ascend_plugin.ops.dispatch import set_policy
+from ascend_plugin.ops.native import memory
+
+if TYPE_CHECKING:
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = logging.getLogger(__name__)
+
+
+class AscendCPUWorker(CPUWorker):
+    """vLLM's CPU worker with the plugin's settings applied in its process."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Apply the plugin's settings; arguments as in ``CPUWorker``."""
+        super().__init__(*args, **kwargs)
+        self.plugin_config = parse_config(self.vllm_config.additional_config)
+        set_policy(self.plugin_config.ops.implementation)
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        """Allocate the KV cache, on huge pages where the kernel grants them."""
+        super().initialize_from_config(kv_cache_config)
+        if self.plugin_config.kv_cache.huge_pages:
+            self._use_huge_pages()
+
+    def _use_huge_pages(self) -> None:
+        """Move the still empty KV cache to huge pages.
+
+        A decode step streams whole pages of the cache; with 4 KiB pages of memory the TLB misses
+        cost 10 to 30 %.
+        """
+        seen: set[int] = set()
+        for cache in self.model_runner.kv_caches:
+            storage = cache.untyped_storage()
+            if storage.data_ptr() in seen:
+                continue
+            seen.add(storage.data_ptr())
+            granted = memory.back_zeroed_with_huge_pages(cache)
+            logger.info(
+                "KV cache of %.2f GiB %s transparent huge pages.",
+                storage.nbytes() / 2**30,
+                "uses" if granted else "cannot use",
+            )

@@ -1,0 +1,7 @@
+"""Graph capture and replay (NPU); on the CPU torch.compile does this work instead."""
+
+if __name__ != "ascend_plugin.graph":
+    raise ImportError(
+        f"import this package as 'ascend_plugin.graph', not as {__name__!r}: a second copy would "
+        "hold its own captured graphs."
+    )

@@ -1,0 +1,95 @@
+// C ABI of the native CPU kernels. No torch headers: the library is loaded with ctypes, and
+// ops/native/abi.py mirrors these structs (the loader compares sizes through ascend_cpu_abi()).
+//
+// One shared library is built per instruction set (avx512, avx2, portable) from the same ABI.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ASCEND_CPU_ABI_VERSION 1
+#define ASCEND_API __attribute__((visibility("default")))
+
+enum ascend_dtype {
+  ASCEND_FLOAT32 = 0,
+  ASCEND_FLOAT16 = 1,
+  ASCEND_BFLOAT16 = 2,
+};
+
+enum ascend_status {
+  ASCEND_OK = 0,
+  ASCEND_BAD_BLOCK_ID = 1,  // a block table entry in use lies outside [0, num_blocks)
+  ASCEND_BAD_SLOT = 2,      // a slot lies at or beyond num_blocks * block_size (negative: skipped)
+  ASCEND_UNSUPPORTED = 3,   // a dtype, head_dim or block_size the kernels do not take
+};
+
+// KV pages of one layer. A (block, kv head) run is contiguous: K in NZ at k_offset, V in NZ at
+// v_offset, NZ being (head_dim / C0, block_size, C0) with C0 = 32 / itemsize elements.
+// head_dim: multiple of 16, at most 256. block_size: multiple of 16, at most 256.
+typedef struct ascend_pages {
+  void *data;            // byte address of (block 0, kv head 0)
+  int64_t num_blocks;
+  int64_t block_stride;  // bytes
+  int64_t head_stride;   // bytes
+  int64_t k_offset;      // bytes inside a run
+  int64_t v_offset;      // bytes inside a run
+  int32_t dtype;         // ascend_dtype
+  int32_t block_size;    // tokens
+  int32_t num_kv_heads;
+  int32_t head_dim;
+} ascend_pages;
+
+// Ragged batch of queries over paged KV. Sequence i owns query rows
+// [query_start_loc[i], query_start_loc[i+1]), the last of its seq_lens[i] tokens.
+typedef struct ascend_attention_args {
+  ascend_pages pages;
+  const void *query;        // [num_tokens, num_heads, head_dim], last dimension contiguous
+  void *out;                // same shape and dtype as query
+  int64_t query_token_stride;  // elements
+  int64_t query_head_stride;   // elements
+  int64_t out_token_stride;    // elements
+  int64_t out_head_stride;     // elements
+  const int32_t *query_start_loc;  // [num_seqs + 1]
+  const int32_t *seq_lens;         // [num_seqs]
+  const int32_t *block_table;      // [num_seqs, >= ceil(seq_len / block_size)]
+  int64_t block_table_stride;      // elements
+  const float *alibi_slopes;       // [num_heads] or null
+  const float *sinks;              // [num_heads] logits or null
+  float scale;
+  float soft_cap;        // 0: none; else s = soft_cap * tanh(s / soft_cap)
+  int32_t window;        // tokens a query sees including itself; 0: all
+  int32_t causal;        // 0 or 1
+  int32_t query_dtype;   // ascend_dtype of query and out
+  int32_t num_heads;
+  int32_t num_seqs;
+  int32_t num_threads;
+} ascend_attention_args;
+
+typedef struct ascend_write_args {
+  ascend_pages pages;
+  const void *key;    // [num_tokens, num_kv_heads, head_dim], last dimension contiguous
+  const void *value;
+  int64_t key_token_stride;    // elements
+  int64_t key_head_stride;     // elements
+  int64_t value_token_stride;  // elements
+  int64_t value_head_stride;   // elements
+  const int64_t *slot_mapping;  // [num_tokens]; negative: padding, skipped
+  int64_t num_tokens;
+  int32_t dtype;        // ascend_dtype of key and value; converted to the page's when different
+  int32_t num_threads;
+} ascend_write_args;
+
+// Version and struct sizes, for the loader: out[0] version, out[1] sizeof(ascend_attention_args),
+// out[2] sizeof(ascend_write_args).
+ASCEND_API void ascend_cpu_abi(int64_t out[3]);
+// 1 when this machine can run this library's instruction set.
+ASCEND_API int ascend_cpu_runnable(void);
+ASCEND_API int ascend_cpu_paged_attention(const ascend_attention_args *args);
+ASCEND_API int ascend_cpu_kv_write(const ascend_write_args *args);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,146 @@
+"""Which implementation of an operator runs, and why.
+
+Each operator owns an :class:`Operator` with its implementations in order of preference. An
+implementation answers for a request (a hashable description of one call's types and shapes)
+whether it can serve it and, if not, why. The first that can is chosen; the choice is remembered
+and logged once per request.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar, get_args
+
+logger = logging.getLogger(__name__)
+
+#: ``auto`` takes the first implementation that supports a request; the other names force one.
+Policy = Literal["auto", "native", "reference"]
+POLICIES: tuple[Policy, ...] = get_args(Policy)
+
+#: Debug switch, read once: wins over what the configuration says.
+POLICY_VARIABLE = "ASCEND_PLUGIN_OPS"
+
+RequestT = TypeVar("RequestT", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Answer of an implementation: can it serve a request, and why (or why not)."""
+
+    ok: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Implementation(Generic[RequestT]):
+    """One way to compute an operator.
+
+    Attributes:
+        name: ``reference``, ``native`` or ``npu``.
+        supports: says whether a request can be served, and why.
+        run: the kernel, with the operator's own arguments.
+    """
+
+    name: str
+    supports: Callable[[RequestT], Support]
+    run: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Generic[RequestT]):
+    """The chosen implementation and every reason that led to it."""
+
+    implementation: Implementation[RequestT]
+    reason: str
+    rejected: tuple[tuple[str, str], ...]
+
+
+class UnsupportedRequestError(ValueError):
+    """No implementation can serve a request; the message lists each one's reason."""
+
+
+@dataclass
+class Operator(Generic[RequestT]):
+    """An operator's implementations, best first.
+
+    Attributes:
+        name: the operator's name in ``torch.ops.ascend_plugin``.
+        implementations: in order of preference.
+    """
+
+    name: str
+    implementations: tuple[Implementation[RequestT], ...]
+    _choices: dict[RequestT, Choice[RequestT]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Make the operator known to :func:`operators`."""
+        _operators[self.name] = self
+
+    def choose(self, request: RequestT) -> Choice[RequestT]:
+        """Return the implementation that serves ``request`` under the current policy.
+
+        Raises:
+            UnsupportedRequestError: none can.
+        """
+        choice = self._choices.get(request)
+        if choice is None:
+            choice = self._decide(request)
+            self._choices[request] = choice
+            logger.info(
+                "%s runs on '%s' for %s: %s",
+                self.name,
+                choice.implementation.name,
+                request,
+                choice.reason,
+            )
+        return choice
+
+    def _decide(self, request: RequestT) -> Choice[RequestT]:
+        wanted = policy()
+        rejected: list[tuple[str, str]] = []
+        for implementation in self.implementations:
+            if wanted != "auto" and implementation.name != wanted:
+                rejected.append((implementation.name, f"the policy asks for '{wanted}'"))
+                continue
+            support = implementation.supports(request)
+            if support.ok:
+                return Choice(implementation, support.reason, tuple(rejected))
+            rejected.append((implementation.name, support.reason))
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected)
+        raise UnsupportedRequestError(
+            f"no implementation of {self.name} serves {request} ({reasons}). "
+            f"Set ops.implementation to one of {', '.join(POLICIES)} in --additional-config."
+        )
+
+
+_operators: dict[str, Operator[Any]] = {}
+_policy: Policy = "auto"
+
+
+def operators() -> dict[str, Operator[Any]]:
+    """Return every operator by name."""
+    return dict(_operators)
+
+
+def policy() -> Policy:
+    """Return the policy in force: the environment's, else the configured one."""
+    forced = os.environ.get(POLICY_VARIABLE)
+    return _policy if forced is None else _checked_policy(forced, POLICY_VARIABLE)
+
+
+def set_policy(value: Policy) -> None:
+    """Set the policy for this process and forget earlier choices."""
+    global _policy
+    _policy = _checked_policy(value, "policy")
+    for operator in _operators.values():
+        operator._choices.clear()
+
+
+def _checked_policy(value: str, source: str) -> Policy:
+    for allowed in POLICIES:
+        if value == allowed:
+            return allowed
+    raise ValueError(f"{source}={value!r} is unknown; use one of {', '.join(POLICIES)}.")

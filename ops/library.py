@@ -1,0 +1,42 @@
+"""The torch library that holds every operator of the plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+NAMESPACE = "ascend_plugin"
+
+#: One fragment for the life of the process: dropping it would unregister the operators.
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def register(
+    schema: str,
+    *,
+    cpu: Callable[..., Any],
+    fake: Callable[..., Any],
+) -> torch._ops.OpOverload:
+    """Define an operator and register its CPU and fake kernels.
+
+    ``Library.define`` and ``impl`` are used instead of ``torch.library.custom_op``: a call costs
+    3.5 us instead of 19 us, and a decoder layer makes two of them.
+
+    Args:
+        schema: the operator's schema, without the namespace.
+        cpu: kernel for the CPU dispatch key. It chooses native or reference itself.
+        fake: shape function for tracing.
+
+    Returns:
+        The registered overload.
+    """
+    name = schema.split("(", 1)[0].strip()
+    qualified = f"{NAMESPACE}::{name}"
+    _library.define(schema)
+    _library.impl(name, cpu, "CPU")
+    torch.library.register_fake(qualified, fake, lib=_library)
+    packet = getattr(getattr(torch.ops, NAMESPACE), name)
+    overload: torch._ops.OpOverload = packet.default
+    return overload

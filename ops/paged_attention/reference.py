@@ -1,0 +1,134 @@
+"""The meaning of ``paged_attention`` in plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..dispatch import Support
+from ..nz import from_nz, page_planes
+from ..page_layout import PageLayout
+
+if TYPE_CHECKING:
+    from . import AttentionRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How scores are made from dot products; names as in the operator."""
+
+    scale: float
+    causal: bool
+    window: int
+    soft_cap: float
+    alibi_slopes: torch.Tensor | None
+    sinks: torch.Tensor | None
+
+
+def supports(request: AttentionRequest) -> Support:
+    """Serve everything: this is the meaning of the operator."""
+    return Support(True, "plain torch")
+
+
+def paged_attention(
+    query: torch.Tensor,
+    pages: torch.Tensor,
+    out: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    layout: PageLayout,
+    *,
+    scale: float,
+    causal: bool,
+    window: int,
+    soft_cap: float,
+    alibi_slopes: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    compute_dtype: torch.dtype = torch.float32,
+) -> None:
+    """Attend one sequence after the other; see the operator's documentation.
+
+    Args:
+        query: as in the operator, like every argument not named here.
+        compute_dtype: type of all arithmetic; float64 makes this an oracle for tests.
+
+    Raises:
+        ValueError: a block id that is used lies outside the pages.
+    """
+    scores = Scores(scale, causal, window, soft_cap, alibi_slopes, sinks)
+    starts = query_start_loc.tolist()
+    for i, length in enumerate(seq_lens.tolist()):
+        rows = slice(starts[i], starts[i + 1])
+        count = rows.stop - rows.start
+        if count <= 0:
+            continue
+        # Tokens before the first row's window are never read: their blocks may be freed.
+        first = max(0, length - count - window + 1) if window else 0
+        key, value = _gather(pages, block_table[i], layout, first, length)
+        attended = _attend(
+            query[rows].to(compute_dtype),
+            key.to(compute_dtype),
+            value.to(compute_dtype),
+            torch.arange(length - count, length),
+            torch.arange(first, max(length, first)),
+            scores,
+        )
+        out[rows] = attended.to(out.dtype)
+
+
+def _gather(
+    pages: torch.Tensor, block_row: torch.Tensor, layout: PageLayout, first: int, length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return K and V of tokens ``first .. length``, each ``[tokens, kv_heads, head_dim]``."""
+    size = layout.block_size
+    first_block = first // size
+    used = block_row[first_block : (length + size - 1) // size].long()
+    if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < pages.shape[0]:
+        raise ValueError(
+            f"block ids {int(used.min())}..{int(used.max())} lie outside the pages, which hold "
+            f"{pages.shape[0]} blocks."
+        )
+    skip = first - first_block * size
+
+    def tokens(plane: torch.Tensor) -> torch.Tensor:
+        # [used, kv_heads, block_size, head_dim] -> [used * block_size, kv_heads, head_dim]
+        nd = from_nz(plane[used]).transpose(1, 2).flatten(0, 1)
+        return nd[skip : skip + max(length - first, 0)]
+
+    key, value = page_planes(pages, layout)
+    return tokens(key), tokens(value)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    positions: torch.Tensor,
+    tokens: torch.Tensor,
+    scores: Scores,
+) -> torch.Tensor:
+    """Attend one sequence: query ``[n, heads, d]``, key and value ``[t, kv_heads, d]``."""
+    group = query.shape[1] // key.shape[1]
+    key = key.repeat_interleave(group, dim=1)
+    value = value.repeat_interleave(group, dim=1)
+    s = torch.einsum("nhd,thd->hnt", query, key) * scores.scale
+    if scores.soft_cap:
+        s = scores.soft_cap * torch.tanh(s / scores.soft_cap)
+    distance = tokens[None, :] - positions[:, None]  # [n, t], negative in the past
+    if scores.alibi_slopes is not None:
+        s = s + scores.alibi_slopes.to(s.dtype)[:, None, None] * distance
+    visible = torch.ones_like(distance, dtype=torch.bool)
+    if scores.causal:
+        visible &= distance <= 0
+    if scores.window:
+        visible &= distance.abs() < scores.window
+    s = s.masked_fill(~visible, -torch.inf)
+    if scores.sinks is not None:
+        sink = scores.sinks.to(s.dtype)[:, None, None].expand(-1, s.shape[1], 1)
+        s = torch.cat([s, sink], dim=-1)
+    p = torch.softmax(s, dim=-1)[..., : tokens.numel()]
+    blind = ~visible.any(dim=-1)  # [n]: a row that sees nothing becomes zero, not 0 / 0
+    return torch.einsum("hnt,thd->nhd", p.masked_fill(blind[:, None], 0.0), value)

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +40,9 @@ def detect_device() -> DetectedDevice:
     try:
         torch_npu = importlib.import_module("torch_npu")
     except Exception as error:  # a broken install fails in many ways: ImportError, OSError, …
+        # Transformers imports every torch_npu that it finds, unguarded, and vLLM imports
+        # transformers: without this, a broken one would stop the CPU from serving, too.
+        sys.modules["torch_npu"] = None  # type: ignore[assignment]
         return DetectedDevice("cpu", f"torch_npu does not import: {_sentence(error)}", broken=True)
     try:
         count = int(torch_npu.npu.device_count())
@@ -46,7 +50,7 @@ def detect_device() -> DetectedDevice:
         reason = f"torch_npu cannot count NPUs: {_sentence(error)}"
         return DetectedDevice("cpu", reason, broken=True)
     if count < 1:
-        reason = "torch_npu imports but sees no NPU (check npu-smi info and ASCEND_RT_VISIBLE_DEVICES)"
+        reason = "torch_npu sees no NPU (check npu-smi info and ASCEND_RT_VISIBLE_DEVICES)"
         return DetectedDevice("cpu", reason, broken=True)
     return DetectedDevice("npu", f"torch_npu sees {count} NPU(s)")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .page_layout import PageLayout
@@ -96,11 +98,25 @@ def check_tokens(name: str, tensor: torch.Tensor, head_dim: int) -> None:
     check_float(name, tensor.dtype)
 
 
+def page_layout(layout: Sequence[int]) -> PageLayout:
+    """Return the byte map that an operator was given as plain integers.
+
+    Raises:
+        ValueError: too few or too many numbers.
+    """
+    if len(layout) != len(PageLayout._fields):
+        raise ValueError(
+            f"layout has {len(layout)} numbers, {len(PageLayout._fields)} are needed "
+            f"({', '.join(PageLayout._fields)}); make it with PageFormat.layout()."
+        )
+    return PageLayout(*layout)
+
+
 def check_pages(pages: torch.Tensor, layout: PageLayout) -> None:
     """Refuse pages that do not match their layout.
 
     Raises:
-        ValueError: rank, block size, bytes of a run or order in memory differ.
+        ValueError: rank, block size, bytes of a run, offsets or order in memory differ.
     """
     check_float("pages", pages.dtype)
     check_block_size(layout.block_size)
@@ -116,6 +132,13 @@ def check_pages(pages: torch.Tensor, layout: PageLayout) -> None:
             f"a (block, kv head) of pages holds {run_bytes} bytes, its layout says "
             f"{layout.run_bytes}; make both from one PageFormat."
         )
+    plane_bytes = layout.block_size * layout.head_dim * pages.element_size()
+    for name, offset in (("k_offset", layout.k_offset), ("v_offset", layout.v_offset)):
+        if not 0 <= offset <= run_bytes - plane_bytes or offset % pages.element_size():
+            raise ValueError(
+                f"{name} {offset} does not place {plane_bytes} bytes of whole elements in a "
+                f"(block, kv head) of {run_bytes} bytes; make it from a PageFormat."
+            )
     if pages.stride(3) != 1 or pages.stride(2) != pages.shape[3]:
         raise ValueError(
             "pages must be contiguous within a (block, kv head), as in vLLM's KV cache layouts "

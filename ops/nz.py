@@ -15,7 +15,8 @@ from .page_layout import PageLayout, column_group
 def to_nz(matrix: torch.Tensor) -> torch.Tensor:
     """Return ``(..., n, d)`` in NZ order, ``(..., d / C0, n, C0)``, contiguous."""
     c0 = column_group(matrix.element_size())
-    return matrix.unflatten(-1, (-1, c0)).movedim(-2, -3).contiguous()
+    groups: torch.Tensor = matrix.unflatten(-1, (-1, c0))  # (..., n, d / C0, C0)
+    return groups.movedim(-2, -3).contiguous()
 
 
 def from_nz(fractals: torch.Tensor) -> torch.Tensor:

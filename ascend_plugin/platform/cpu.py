@@ -78,9 +78,7 @@ def register_attention_backend() -> None:
     register_backend(AttentionBackendEnum.CUSTOM, ATTENTION_BACKEND)
 
 
-def _why_not(
-    selected: AttentionBackendEnum | None, selector: AttentionSelectorConfig
-) -> list[str]:
+def _why_not(selected: AttentionBackendEnum | None, selector: AttentionSelectorConfig) -> list[str]:
     """Return why a layer cannot use the plugin's backend; empty: it can."""
     from ascend_plugin.attention.cpu import AscendCPUAttentionBackend
 

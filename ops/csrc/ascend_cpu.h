@@ -30,7 +30,7 @@ enum ascend_status {
 // v_offset, NZ being (head_dim / C0, block_size, C0) with C0 = 32 / itemsize elements.
 // head_dim: multiple of 16, at most 256. block_size: multiple of 16, at most 256.
 typedef struct ascend_pages {
-  void *data;            // byte address of (block 0, kv head 0)
+  void *data;  // byte address of (block 0, kv head 0)
   int64_t num_blocks;
   int64_t block_stride;  // bytes
   int64_t head_stride;   // bytes
@@ -46,12 +46,12 @@ typedef struct ascend_pages {
 // [query_start_loc[i], query_start_loc[i+1]), the last of its seq_lens[i] tokens.
 typedef struct ascend_attention_args {
   ascend_pages pages;
-  const void *query;        // [num_tokens, num_heads, head_dim], last dimension contiguous
-  void *out;                // same shape and dtype as query
-  int64_t query_token_stride;  // elements
-  int64_t query_head_stride;   // elements
-  int64_t out_token_stride;    // elements
-  int64_t out_head_stride;     // elements
+  const void *query;               // [num_tokens, num_heads, head_dim], last dimension contiguous
+  void *out;                       // same shape and dtype as query
+  int64_t query_token_stride;      // elements
+  int64_t query_head_stride;       // elements
+  int64_t out_token_stride;        // elements
+  int64_t out_head_stride;         // elements
   const int32_t *query_start_loc;  // [num_seqs + 1]
   const int32_t *seq_lens;         // [num_seqs]
   const int32_t *block_table;      // [num_seqs, >= ceil(seq_len / block_size)]
@@ -59,10 +59,10 @@ typedef struct ascend_attention_args {
   const float *alibi_slopes;       // [num_heads] or null
   const float *sinks;              // [num_heads] logits or null
   float scale;
-  float soft_cap;        // 0: none; else s = soft_cap * tanh(s / soft_cap)
-  int32_t window;        // tokens a query sees including itself; 0: all
-  int32_t causal;        // 0 or 1
-  int32_t query_dtype;   // ascend_dtype of query and out
+  float soft_cap;       // 0: none; else s = soft_cap * tanh(s / soft_cap)
+  int32_t window;       // tokens a query sees including itself; 0: all
+  int32_t causal;       // 0 or 1
+  int32_t query_dtype;  // ascend_dtype of query and out
   int32_t num_heads;
   int32_t num_seqs;
   int32_t num_threads;
@@ -70,15 +70,15 @@ typedef struct ascend_attention_args {
 
 typedef struct ascend_write_args {
   ascend_pages pages;
-  const void *key;    // [num_tokens, num_kv_heads, head_dim], last dimension contiguous
+  const void *key;  // [num_tokens, num_kv_heads, head_dim], last dimension contiguous
   const void *value;
-  int64_t key_token_stride;    // elements
-  int64_t key_head_stride;     // elements
-  int64_t value_token_stride;  // elements
-  int64_t value_head_stride;   // elements
+  int64_t key_token_stride;     // elements
+  int64_t key_head_stride;      // elements
+  int64_t value_token_stride;   // elements
+  int64_t value_head_stride;    // elements
   const int64_t *slot_mapping;  // [num_tokens]; negative: padding, skipped
   int64_t num_tokens;
-  int32_t dtype;        // ascend_dtype of key and value; converted to the page's when different
+  int32_t dtype;  // ascend_dtype of key and value; converted to the page's when different
   int32_t num_threads;
 } ascend_write_args;
 

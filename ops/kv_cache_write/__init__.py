@@ -77,7 +77,7 @@ def _cpu(
     slot_mapping: torch.Tensor,
     layout: list[int],
 ) -> None:
-    page_layout = PageLayout(*layout)
+    page_layout = checks.page_layout(layout)
     _check(key, value, pages, slot_mapping, page_layout)
     tokens = slot_mapping.shape[0]
     if tokens == 0:

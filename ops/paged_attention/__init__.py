@@ -123,9 +123,10 @@ def _cpu(
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
 ) -> None:
-    page_layout = PageLayout(*layout)
+    page_layout = checks.page_layout(layout)
     _check_tensors(query, pages, out, page_layout)
     _check_batch(query_start_loc, seq_lens, block_table)
+    _check_fit(query_start_loc, seq_lens, query.shape[0], block_table, page_layout.block_size)
     _check_scores(query.shape[1], window, soft_cap, alibi_slopes, sinks)
     if seq_lens.shape[0] == 0:
         return
@@ -183,6 +184,28 @@ def _check_batch(
         raise ValueError(
             f"{sequences} seq_lens need {sequences + 1} query_start_loc and {sequences} rows of "
             f"block_table, got {query_start_loc.shape[0]} and {block_table.shape[0]}."
+        )
+
+
+def _check_fit(
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    tokens: int,
+    block_table: torch.Tensor,
+    block_size: int,
+) -> None:
+    """Refuse sequences beyond their query rows or blocks: kernels would read foreign memory."""
+    starts = query_start_loc.tolist()
+    if starts[0] != 0 or starts[-1] > tokens or starts != sorted(starts):
+        raise ValueError(
+            f"query_start_loc must rise from 0 to at most the {tokens} rows of query, got {starts}."
+        )
+    longest = block_table.shape[1] * block_size
+    lengths = seq_lens.tolist()
+    if lengths and not 0 <= min(lengths) <= max(lengths) <= longest:
+        raise ValueError(
+            f"seq_lens must lie within 0..{longest}, what {block_table.shape[1]} columns of "
+            f"block_table hold in blocks of {block_size}, got {min(lengths)}..{max(lengths)}."
         )
 
 

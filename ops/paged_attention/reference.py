@@ -60,6 +60,7 @@ def paged_attention(
     """
     scores = Scores(scale, causal, window, soft_cap, alibi_slopes, sinks)
     starts = query_start_loc.tolist()
+    attended = []  # kept until every block id is known to be good
     for i, length in enumerate(seq_lens.tolist()):
         rows = slice(starts[i], starts[i + 1])
         count = rows.stop - rows.start
@@ -68,7 +69,7 @@ def paged_attention(
         # Tokens before the first row's window are never read: their blocks may be freed.
         first = max(0, length - count - window + 1) if window else 0
         key, value = _gather(pages, block_table[i], layout, first, length)
-        attended = _attend(
+        result = _attend(
             query[rows].to(compute_dtype),
             key.to(compute_dtype),
             value.to(compute_dtype),
@@ -76,7 +77,9 @@ def paged_attention(
             torch.arange(first, max(length, first)),
             scores,
         )
-        out[rows] = attended.to(out.dtype)
+        attended.append((rows, result.to(out.dtype)))
+    for rows, result in attended:
+        out[rows] = result
 
 
 def _gather(

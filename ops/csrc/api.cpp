@@ -1,0 +1,24 @@
+#include "ascend_cpu.h"
+
+void ascend_cpu_abi(int64_t out[3]) {
+  out[0] = ASCEND_CPU_ABI_VERSION;
+  out[1] = sizeof(ascend_attention_args);
+  out[2] = sizeof(ascend_write_args);
+}
+
+// Called before anything else in the library: nothing here may need the instruction set it tests.
+int ascend_cpu_runnable(void) {
+#if defined(__AVX512F__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
+         __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+#elif defined(__AVX2__)
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+#else
+  return 1;
+#endif
+}

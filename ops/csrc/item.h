@@ -1,0 +1,182 @@
+// Runs one work item with one kernel: prepare rows, walk the pages, write or merge the result.
+#pragma once
+
+#include <algorithm>
+
+#include "element.h"
+#include "plan.h"
+#include "state.h"
+
+namespace ascend {
+
+struct Call {
+  const ascend_attention_args &args;
+  Shape shape;
+  int group;  // query heads per kv head
+};
+
+// One item with everything its loops need to look up.
+struct Work {
+  const Call &call;
+  const Job &job;
+  int kv_head;
+  int length;          // tokens of the sequence
+  int first_position;  // of the job's sequence's first query token
+  const int32_t *blocks;
+
+  int head(int row) const { return kv_head * call.group + (job.first_row + row) % call.group; }
+  int token(int row) const { return (job.first_row + row) / call.group; }
+  int64_t query_token(int row) const {
+    return call.args.query_start_loc[job.sequence] + token(row);
+  }
+};
+
+inline Work make_work(const Call &call, const Job &job, int kv_head) {
+  const ascend_attention_args &a = call.args;
+  const int n = a.query_start_loc[job.sequence + 1] - a.query_start_loc[job.sequence];
+  const int length = std::max(0, a.seq_lens[job.sequence]);
+  return {call,   job,        kv_head,
+          length, length - n, a.block_table + job.sequence * a.block_table_stride};
+}
+
+inline const char *page_run(const ascend_pages &pages, int block, int kv_head) {
+  return (const char *)pages.data + block * pages.block_stride + kv_head * pages.head_stride;
+}
+
+template <int R>
+void prepare_rows(const Work &work, State &state) {
+  const ascend_attention_args &a = work.call.args;
+  const bool sinks = a.sinks && work.job.split == 0;
+  for (int i = 0; i < state.groups * kLanes; ++i) {
+    const int row = std::min(i / kLanes * R + i % R, state.rows - 1);
+    const int position = work.first_position + work.token(row);
+    const Range range = visible(a, work.length, position);
+    state.row_position[i] = position;
+    state.lo[i] = range.lo;
+    state.hi[i] = range.hi;
+    state.slope[i] = a.alibi_slopes ? a.alibi_slopes[work.head(row)] : 0.0f;
+    state.top[i] = sinks ? a.sinks[work.head(row)] : kNoScore;
+    state.sum[i] = sinks && i % kLanes < R ? 1.0f : 0.0f;
+  }
+  // Later rows see later positions, so the bounds common to all are the last lo and the first hi.
+  state.common_lo = state.lo[state.groups * kLanes - 1];
+  state.common_hi = state.hi[0];
+  state.biased = a.soft_cap > 0 || a.alibi_slopes;
+}
+
+template <class Kernel>
+void prepare(const Work &work, State &state) {
+  constexpr int R = Kernel::kGroupRows;
+  const ascend_attention_args &a = work.call.args;
+  state.rows = work.job.rows;
+  state.groups = (state.rows + R - 1) / R;
+  prepare_rows<R>(work, state);
+  const size_t floats = (size_t)state.groups * R * work.call.shape.head_dim;
+  memset(state.query, 0, floats * sizeof(float));
+  memset(state.out, 0, floats * sizeof(float));
+  alignas(64) float row_values[kMaxHeadDim];
+  for (int row = 0; row < state.rows; ++row) {
+    const int64_t at =
+        work.query_token(row) * a.query_token_stride + work.head(row) * a.query_head_stride;
+    widen_row(a.query_dtype, a.query, at, work.call.shape.head_dim, row_values);
+    Kernel::pack_query(work.call.shape, state, row, row_values);
+  }
+}
+
+// The run to prefetch while a page is worked on: the item's next page, else the next item's first.
+struct NextRun {
+  const char *after_last;
+  const char *of(const Work &work, int page) const {
+    if (page + 1 >= work.job.last_page) return after_last;
+    return page_run(work.call.args.pages, work.blocks[page + 1], work.kv_head);
+  }
+};
+
+template <class Kernel>
+void walk_pages(const Work &work, const NextRun &next, State &state) {
+  const ascend_pages &pages = work.call.args.pages;
+  const int lo = state.lo[0], hi = state.hi[state.groups * kLanes - 1];
+  for (int page = work.job.first_page; page < work.job.last_page; ++page) {
+    const char *run = page_run(pages, work.blocks[page], work.kv_head);
+    const char *upcoming = next.of(work, page);
+    Tile tile;
+    tile.k = run + pages.k_offset;
+    tile.v = run + pages.v_offset;
+    tile.next_k = upcoming ? upcoming + pages.k_offset : nullptr;
+    tile.next_v = upcoming ? upcoming + pages.v_offset : nullptr;
+    tile.position = page * pages.block_size;
+    const int begin = std::max(0, lo - tile.position);
+    const int end = std::min<int>(pages.block_size, hi - tile.position);
+    for (int chunk = 0; chunk < end; chunk += kTileTokens) {
+      tile.begin = std::max(begin, chunk);
+      tile.end = std::min(end, chunk + kTileTokens);
+      if (tile.begin >= tile.end) continue;
+      tile.first = tile.begin / kTokenAlign * kTokenAlign;
+      tile.last = (tile.end + kTokenAlign - 1) / kTokenAlign * kTokenAlign;
+      Kernel::run_tile(work.call.shape, tile, state, work.call.args.alibi_slopes != nullptr);
+    }
+  }
+}
+
+// Split results of a job and kv head, [split]: rows x head_dim, then maxima, then sums.
+inline void write_row(const Work &work, int row, const float *values) {
+  const ascend_attention_args &a = work.call.args;
+  const int64_t at =
+      work.query_token(row) * a.out_token_stride + work.head(row) * a.out_head_stride;
+  round_row(a.query_dtype, values, work.call.shape.head_dim, a.out, at);
+}
+
+inline void merge_splits(const Work &work, Plan &plan) {
+  const Job &job = work.job;
+  const int dim = work.call.shape.head_dim;
+  const float *parts = plan.partial(job, work.kv_head, 0);
+  const int64_t stride = plan.partial_floats(job);
+  const float *tops = parts + (int64_t)job.rows * dim, *sums = tops + job.rows;
+  alignas(64) float values[kMaxHeadDim];
+  for (int row = 0; row < job.rows; ++row) {
+    float top = kNoScore, sum = 0;
+    for (int s = 0; s < job.splits; ++s) top = std::max(top, tops[s * stride + row]);
+    memset(values, 0, sizeof values);
+    for (int s = 0; s < job.splits; ++s) {
+      const float factor = exp_nonpositive(splat(tops[s * stride + row] - top))[0];
+      sum += factor * sums[s * stride + row];
+      const float *part = parts + s * stride + (int64_t)row * dim;
+      for (int d = 0; d < dim; ++d) values[d] += factor * part[d];
+    }
+    const float inverse = sum == 0 ? 0.0f : 1.0f / sum;  // no key in sight: zeros
+    for (int d = 0; d < dim; ++d) values[d] *= inverse;
+    write_row(work, row, values);
+  }
+}
+
+template <class Kernel>
+void finish(const Work &work, Plan &plan, const State &state) {
+  const Job &job = work.job;
+  const Shape &shape = work.call.shape;
+  if (job.splits == 1) {
+    alignas(64) float values[kMaxHeadDim];
+    for (int row = 0; row < job.rows; ++row) {
+      const float sum = Kernel::row_sum(state, row);
+      Kernel::unpack_out(shape, state, row, sum == 0 ? 0.0f : 1.0f / sum, values);
+      write_row(work, row, values);
+    }
+    return;
+  }
+  float *part = plan.partial(job, work.kv_head, job.split);
+  float *tops = part + (int64_t)job.rows * shape.head_dim;
+  for (int row = 0; row < job.rows; ++row) {
+    Kernel::unpack_out(shape, state, row, 1.0f, part + (int64_t)row * shape.head_dim);
+    tops[row] = Kernel::row_top(state, row);
+    tops[job.rows + row] = Kernel::row_sum(state, row);
+  }
+  if (plan.finish_split(job, work.kv_head)) merge_splits(work, plan);
+}
+
+template <class Kernel>
+void run_item(const Work &work, const char *next_item, Plan &plan, State &state) {
+  prepare<Kernel>(work, state);
+  walk_pages<Kernel>(work, NextRun{next_item}, state);
+  finish<Kernel>(work, plan, state);
+}
+
+}  // namespace ascend

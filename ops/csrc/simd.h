@@ -1,0 +1,163 @@
+// Native-width float vectors, written once with GCC vector extensions: 16 lanes on AVX-512, 8 on
+// AVX2, 4 elsewhere. Only what the compiler cannot derive well is spelled in intrinsics.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include <utility>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define ASCEND_INLINE inline __attribute__((always_inline))
+// For loops over an array of vectors: only a loop unrolled early lets the array live in registers.
+#define ASCEND_UNROLL _Pragma("GCC unroll 16")
+
+namespace ascend {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vf __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Vi __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Vu __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Vh __attribute__((vector_size(2 * kLanes)));
+
+template <class V>
+ASCEND_INLINE V load(const void *p) {
+  V v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V>
+ASCEND_INLINE void store(void *p, V v) {
+  memcpy(p, &v, sizeof v);
+}
+ASCEND_INLINE Vf splat(float x) { return x - Vf{}; }
+ASCEND_INLINE Vi splat(int32_t x) { return x - Vi{}; }
+
+// Where either operand is NaN the second wins, on every ISA: callers put the value whose NaN must
+// survive there.
+ASCEND_INLINE Vf vmax(Vf a, Vf b) {
+#if defined(__AVX512F__)
+  return (Vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+namespace detail {
+template <int Rotation, size_t... I>
+ASCEND_INLINE Vf rotate(Vf v, std::index_sequence<I...>) {
+  return __builtin_shufflevector(v, v, ((I + Rotation) % kLanes)...);
+}
+// One step of the tree that sums across lanes: adding the two halves (Odd = 0, 1) of a and b halves
+// the partial sums of each. Inside 128 bits the order is that of unpacklo and unpackhi, above that
+// it is by 128-bit lanes, so that every step is one cheap shuffle and the result comes out in
+// order.
+constexpr int half_index(int lane, int unit, int odd) {
+  if (unit < 4) {
+    const int in_quad = lane % 4, from_b = in_quad / unit % 2;
+    const int source = in_quad % unit + in_quad / (2 * unit) * unit + odd * 2;
+    return from_b * kLanes + lane / 4 * 4 + source;
+  }
+  const int half = kLanes / 2, from_b = lane / half, quad = lane % half / 4;
+  return from_b * kLanes + (2 * quad + odd) * 4 + lane % 4;
+}
+template <int Unit, int Odd, size_t... I>
+ASCEND_INLINE Vf half_of(Vf a, Vf b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, half_index(I, Unit, Odd)...);
+}
+template <int R, size_t... I>
+ASCEND_INLINE Vi lane_tokens(std::index_sequence<I...>) {
+  return Vi{(int32_t)(I / R)...};
+}
+}  // namespace detail
+
+using LaneSequence = std::make_index_sequence<kLanes>;
+
+// A vector holds kLanes / R tokens x R rows. These reduce over the tokens, replicated to all lanes.
+template <int R, int Step = kLanes / 2>
+ASCEND_INLINE Vf max_over_tokens(Vf v) {
+  if constexpr (Step >= R) {
+    v = vmax(v, detail::rotate<Step>(v, LaneSequence{}));
+    return max_over_tokens<R, Step / 2>(v);
+  }
+  return v;
+}
+template <int R, int Step = kLanes / 2>
+ASCEND_INLINE Vf sum_over_tokens(Vf v) {
+  if constexpr (Step >= R) {
+    v = v + detail::rotate<Step>(v, LaneSequence{});
+    return sum_over_tokens<R, Step / 2>(v);
+  }
+  return v;
+}
+// The token, within its vector, that each lane belongs to.
+template <int R>
+ASCEND_INLINE Vi lane_tokens() {
+  return detail::lane_tokens<R>(LaneSequence{});
+}
+
+// Sums of kLanes vectors: lane i of the result is the sum of v[i]. Destroys v.
+template <int Unit = 1>
+ASCEND_INLINE Vf horizontal_sums(Vf *v) {
+  if constexpr (Unit == kLanes) {
+    return v[0];
+  } else {
+    constexpr int kCount = kLanes / Unit;
+    ASCEND_UNROLL
+    for (int i = 0; i < kCount / 2; ++i) {
+      v[i] = detail::half_of<Unit, 0>(v[2 * i], v[2 * i + 1], LaneSequence{}) +
+             detail::half_of<Unit, 1>(v[2 * i], v[2 * i + 1], LaneSequence{});
+    }
+    return horizontal_sums<2 * Unit>(v);
+  }
+}
+
+// 2^r on [-1/2, 1/2]: minimax of degree 6, relative error 2e-9 before rounding, exactly 1 at 0.
+ASCEND_INLINE Vf exp2_fraction(Vf r) {
+  Vf p = splat(1.534581178e-4f);
+  p = p * r + 1.339993142e-3f;
+  p = p * r + 9.618488960e-3f;
+  p = p * r + 5.550328776e-2f;
+  p = p * r + 2.402264689e-1f;
+  p = p * r + 6.931472057e-1f;
+  return p * r + 1.0f;
+}
+
+// e^x for x <= 0. Exactly 0 from about -87 (-104 on AVX-512) down to -inf; NaN stays NaN.
+ASCEND_INLINE Vf exp_nonpositive(Vf x) {
+  constexpr float kLog2e = 1.44269504f;
+#if defined(__AVX512F__)
+  const Vf t = vmax(splat(-110.0f), x) * kLog2e;
+  const Vf n = (Vf)_mm512_roundscale_ps((__m512)t, 0);
+  return (Vf)_mm512_scalef_ps((__m512)exp2_fraction(t - n), (__m512)n);
+#else
+  // Adding 1.5 * 2^23 leaves round(t) in the low bits of the mantissa.
+  const Vf magic = splat(12582912.0f);
+  const Vf t = (x < -87.0f ? splat(-87.0f) : x) * kLog2e;
+  const Vf shifted = t + magic;
+  const Vf p = exp2_fraction(t - (shifted - magic));
+  const Vf scaled = (Vf)((Vi)p + ((Vi)shifted << 23));
+  return x < -87.0f ? Vf{} : (x <= 0.0f ? scaled : x);
+#endif
+}
+
+ASCEND_INLINE Vf tanh(Vf x) {
+  const Vi sign = (Vi)x & (int32_t)0x80000000;
+  const Vf magnitude = (Vf)((Vi)x & 0x7fffffff);
+  const Vf e = exp_nonpositive(-2.0f * magnitude);
+  return (Vf)((Vi)((1.0f - e) / (1.0f + e)) | sign);
+}
+
+}  // namespace ascend

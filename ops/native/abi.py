@@ -1,0 +1,121 @@
+"""ctypes mirror of ``ops/csrc/ascend_cpu.h``.
+
+The loader compares the version and the struct sizes with those the library reports, so a header
+change that is not mirrored here is refused at load time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from enum import IntEnum
+
+ABI_VERSION = 1
+
+
+class Dtype(IntEnum):
+    """Element types of pages, queries, keys and values (``ascend_dtype``)."""
+
+    FLOAT32 = 0
+    FLOAT16 = 1
+    BFLOAT16 = 2
+
+
+class Status(IntEnum):
+    """Return codes (``ascend_status``)."""
+
+    OK = 0
+    BAD_BLOCK_ID = 1
+    BAD_SLOT = 2
+    UNSUPPORTED = 3
+
+
+class Pages(ctypes.Structure):
+    """``ascend_pages``: the KV pages of one layer."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("num_blocks", ctypes.c_int64),
+        ("block_stride", ctypes.c_int64),
+        ("head_stride", ctypes.c_int64),
+        ("k_offset", ctypes.c_int64),
+        ("v_offset", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("block_size", ctypes.c_int32),
+        ("num_kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+    ]
+
+
+class AttentionArgs(ctypes.Structure):
+    """``ascend_attention_args``: a ragged batch of queries over paged KV."""
+
+    _fields_ = [
+        ("pages", Pages),
+        ("query", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("query_token_stride", ctypes.c_int64),
+        ("query_head_stride", ctypes.c_int64),
+        ("out_token_stride", ctypes.c_int64),
+        ("out_head_stride", ctypes.c_int64),
+        ("query_start_loc", ctypes.c_void_p),
+        ("seq_lens", ctypes.c_void_p),
+        ("block_table", ctypes.c_void_p),
+        ("block_table_stride", ctypes.c_int64),
+        ("alibi_slopes", ctypes.c_void_p),
+        ("sinks", ctypes.c_void_p),
+        ("scale", ctypes.c_float),
+        ("soft_cap", ctypes.c_float),
+        ("window", ctypes.c_int32),
+        ("causal", ctypes.c_int32),
+        ("query_dtype", ctypes.c_int32),
+        ("num_heads", ctypes.c_int32),
+        ("num_seqs", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
+class WriteArgs(ctypes.Structure):
+    """``ascend_write_args``: new keys and values and the slots they go to."""
+
+    _fields_ = [
+        ("pages", Pages),
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("key_token_stride", ctypes.c_int64),
+        ("key_head_stride", ctypes.c_int64),
+        ("value_token_stride", ctypes.c_int64),
+        ("value_head_stride", ctypes.c_int64),
+        ("slot_mapping", ctypes.c_void_p),
+        ("num_tokens", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
+_FORMATS: dict[type, str] = {
+    ctypes.c_void_p: "P",
+    ctypes.c_int64: "q",
+    ctypes.c_int32: "i",
+    ctypes.c_float: "f",
+}
+
+
+def _format(structure: type[ctypes.Structure]) -> str:
+    """Native ``struct`` format of a structure, nested ones flattened."""
+    kinds: list[type] = [field[1] for field in structure._fields_]
+    return "".join(
+        _format(kind) if issubclass(kind, ctypes.Structure) else _FORMATS[kind] for kind in kinds
+    )
+
+
+#: Packs all fields of an argument struct in one call, six times faster than setting them one by
+#: one. Values go in the order of the fields, those of ``pages`` first; a null pointer is 0.
+#: ("0q" pads the end as C does.)
+pack_attention_args = struct.Struct(_format(AttentionArgs) + "0q").pack
+pack_write_args = struct.Struct(_format(WriteArgs) + "0q").pack
+
+
+def expected_abi() -> tuple[int, int, int]:
+    """Version and struct sizes that a matching library reports through ``ascend_cpu_abi``."""
+    return ABI_VERSION, ctypes.sizeof(AttentionArgs), ctypes.sizeof(WriteArgs)

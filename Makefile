@@ -1,0 +1,59 @@
+# The environment lives in .venv of this checkout; tools/install.py says what goes into it and skips
+# what is done. Variables: PYTHON, DEVICE (auto, cpu, npu), HOST, PORT, MODEL, CONFIG, PYTEST_ARGS.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DEVICE ?= auto
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?= models/smollm2
+CONFIG ?= configs/serve/smollm2-cpu.yaml
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+INSTALL = $(PYTHON) tools/install.py --device $(DEVICE)
+CPP_FILES = $(shell find ops -type f \( -name '*.cpp' -o -name '*.h' \))
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test lint format clean python
+
+help: ## show this help
+	@echo "ascend-plugin: a vLLM platform plugin for Ascend NPUs with a CPU fallback"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' Makefile
+	@echo "Variables: PYTHON=python3.11 DEVICE=auto|cpu|npu HOST=$(HOST) PORT=$(PORT)"
+	@echo "           MODEL=$(MODEL) CONFIG=$(CONFIG) PYTEST_ARGS=..."
+
+install: python ## set up .venv with vLLM and the plugin (safe to repeat; resumes)
+	@$(INSTALL)
+
+serve: python ## install, fetch the small model, serve it and print a curl line
+	@$(INSTALL) --extras model
+	@$(BIN)/ascend-plugin model smollm2 models/smollm2
+	@$(BIN)/python tools/serve.py $(MODEL) --config $(CONFIG) --host $(HOST) --port $(PORT)
+
+test: lint ## install the test tools, lint, fetch the small model, and run every test
+	@$(BIN)/ascend-plugin model smollm2 models/smollm2
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: python ## check style, types, imports, C++ format and symlinks
+	@$(INSTALL) --extras model,plot,test,dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/clang-format --dry-run -Werror $(CPP_FILES)
+	@$(BIN)/python tools/check_symlinks.py
+
+format: python ## rewrite Python and C++ files in the project's style
+	@$(INSTALL) --extras dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(CPP_FILES)
+
+# Not .venv and models/, which take long to get: remove those by hand.
+clean: ## remove build outputs and caches (keeps .venv and models)
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -f ops/native/lib/*.so .venv/.install/plugin.stamp
+	@find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+python:
+	@test -n "$(PYTHON)" || { echo "no python3.11 found. Debian 12:" \
+	  "sudo apt install python3.11 python3.11-venv python3.11-dev g++ make"; exit 1; }

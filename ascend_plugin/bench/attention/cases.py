@@ -1,0 +1,194 @@
+"""What is measured: phase, element type and shape of one case. No import of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
+
+from ascend_plugin.bench.errors import BenchError
+from ascend_plugin.bench.machine import last_level_cache_bytes
+
+Phase = Literal["decode", "prefill", "write"]
+Variant = Literal["bf16", "fp16", "fp32"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+NameT = TypeVar("NameT", bound=str)
+
+#: Bytes of one element of K or V.
+ITEMSIZE: dict[Variant, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+#: Sequences of a call (write: tokens of a call) when the user names none.
+DEFAULT_BATCHES: dict[Phase, tuple[int, ...]] = {
+    "decode": (1, 8),
+    "prefill": (1,),
+    "write": (8, 2048),
+}
+DEFAULT_CONTEXT = 8192
+DEFAULT_NEW_TOKENS = 2048
+
+#: All layers' caches together are at least this large, and at least this many times the last-level
+#: cache, so that every call finds its K and V in memory.
+_MIN_CACHE_BYTES = 192 * 2**20
+_MIN_CACHE_FACTOR = 4
+_MIN_LAYERS, _MAX_LAYERS = 2, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The attention layer.
+
+    Attributes:
+        heads: query heads.
+        kv_heads: key/value heads; they divide ``heads``.
+        head_dim: elements per head.
+        block_size: tokens in a block of the cache.
+    """
+
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    block_size: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that are no attention layer.
+
+        Raises:
+            BenchError: a value below 1, or query heads that kv heads do not divide.
+        """
+        for name in ("heads", "kv_heads", "head_dim", "block_size"):
+            _require_positive(f"--{name.replace('_', '-')}", getattr(self, name))
+        if self.heads % self.kv_heads:
+            raise BenchError(
+                f"--heads {self.heads} is not a multiple of --kv-heads {self.kv_heads}: every kv "
+                "head serves the same number of query heads. Change one of them."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One measurement.
+
+    Attributes:
+        phase: decode (one new token per sequence), prefill (many) or write (K and V into pages).
+        variant: element type of queries and pages.
+        batch: sequences of a call; for write the tokens of a call.
+        context: tokens per sequence, the new ones included; for write the tokens of a cache.
+        new_tokens: query rows per sequence; 1 for decode and write.
+        geometry: the layer.
+    """
+
+    phase: Phase
+    variant: Variant
+    batch: int
+    context: int
+    new_tokens: int
+    geometry: Geometry
+
+    def __post_init__(self) -> None:
+        """Refuse impossible sizes.
+
+        Raises:
+            BenchError: a value below 1, or more new tokens than context.
+        """
+        _require_positive("--batch", self.batch)
+        _require_positive("--context", self.context)
+        _require_positive("--new-tokens", self.new_tokens)
+        if self.new_tokens > self.context:
+            raise BenchError(
+                f"--new-tokens {self.new_tokens} exceeds --context {self.context}, which counts "
+                "the new tokens too. Raise --context or lower --new-tokens."
+            )
+
+    @property
+    def label(self) -> str:
+        """A short name for progress and plots."""
+        new = f" new {self.new_tokens}" if self.phase == "prefill" else ""
+        what = "tokens" if self.phase == "write" else "batch"
+        return f"{self.phase} {self.variant} {what} {self.batch} context {self.context}{new}"
+
+    @property
+    def blocks_per_sequence(self) -> int:
+        """Blocks of one sequence; for write, of the cache."""
+        tokens = max(self.context, self.batch) if self.phase == "write" else self.context
+        return -(-tokens // self.geometry.block_size)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of one layer's cache."""
+        return self.blocks_per_sequence * (1 if self.phase == "write" else self.batch)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of K and V of one token."""
+        return 2 * self.geometry.kv_heads * self.geometry.head_dim * ITEMSIZE[self.variant]
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of one layer's cache."""
+        return self.num_blocks * self.geometry.block_size * self.token_bytes
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of K and V that one call must read (write: store) at least once."""
+        tokens = self.batch if self.phase == "write" else self.batch * self.context
+        return tokens * self.token_bytes
+
+    @property
+    def flop(self) -> int:
+        """Floating point operations of the two products over visible tokens; 0 for write."""
+        if self.phase == "write":
+            return 0
+        past, new = self.context - self.new_tokens, self.new_tokens
+        visible = new * past + new * (new + 1) // 2
+        return 4 * self.geometry.heads * self.geometry.head_dim * self.batch * visible
+
+    @property
+    def layers(self) -> int:
+        """Caches to go round, so that no call finds its own in the processor's cache."""
+        wanted = max(_MIN_CACHE_BYTES, _MIN_CACHE_FACTOR * last_level_cache_bytes())
+        return min(max(-(-wanted // self.cache_bytes), _MIN_LAYERS), _MAX_LAYERS)
+
+
+def make_cases(
+    phases: Sequence[str],
+    variants: Sequence[str],
+    batches: Sequence[int],
+    contexts: Sequence[int],
+    new_tokens: int,
+    geometry: Geometry,
+) -> list[Case]:
+    """Return every combination; empty sequences mean each phase's defaults.
+
+    Raises:
+        BenchError: unknown phases or variants, or impossible sizes.
+    """
+    known_phases = [known("--phase", phase, PHASES) for phase in phases or PHASES]
+    known_variants = [known("--variant", variant, VARIANTS) for variant in variants or ("bf16",)]
+    cases = []
+    for phase in known_phases:
+        fallback = new_tokens if phase == "prefill" else DEFAULT_CONTEXT
+        for variant in known_variants:
+            for batch in batches or DEFAULT_BATCHES[phase]:
+                for context in contexts or (fallback,):
+                    new = new_tokens if phase == "prefill" else 1
+                    cases.append(Case(phase, variant, batch, context, new, geometry))
+    return cases
+
+
+def known(option: str, value: str, allowed: tuple[NameT, ...]) -> NameT:
+    """Return the allowed name that equals ``value``.
+
+    Raises:
+        BenchError: there is none; the message names ``option`` and what is allowed.
+    """
+    for name in allowed:
+        if value == name:
+            return name
+    raise BenchError(f"{option} {value} is unknown; use {', '.join(allowed)}.")
+
+
+def _require_positive(option: str, value: int) -> None:
+    if value < 1:
+        raise BenchError(f"{option} {value} must be at least 1.")

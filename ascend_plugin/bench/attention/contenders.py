@@ -1,0 +1,121 @@
+"""Who is measured. A contender for another device is one more class here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from ascend_plugin.bench.attention.cases import Case
+from ascend_plugin.bench.attention.data import DTYPES, CaseData
+from ascend_plugin.ops import kv_cache_write as write_op
+from ascend_plugin.ops import paged_attention as attention_op
+from ascend_plugin.ops.native import loader, memory
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A contender that is ready to run one case.
+
+    Attributes:
+        run: one call, on the cache of the given layer.
+        layers: number of caches; all hold the same contents in different memory.
+        result: what ``run`` writes for attention, ``[tokens, heads, head_dim]``; empty for write.
+        caches: the plugin's pages per layer, to compare after a write; empty where the layout is
+            private.
+        implementation: which of the contender's implementations runs.
+        isa: its instruction set, where one was chosen.
+        remark: how its caches were allocated.
+    """
+
+    run: Callable[[int], None]
+    layers: int
+    result: torch.Tensor
+    caches: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    implementation: str = ""
+    isa: str | None = None
+    remark: str = ""
+
+
+class Contender(Protocol):
+    """An implementation of attention over a paged cache that can be measured."""
+
+    @property
+    def name(self) -> str:
+        """Name in results."""
+
+    def refusal(self, case: Case) -> str | None:
+        """Return why the case cannot run; None: it can."""
+
+    def prepare(self, data: CaseData) -> Prepared:
+        """Allocate and fill caches, one per layer."""
+
+
+class PluginContender:
+    """The plugin's operators as its attention backend calls them, on this machine's device."""
+
+    name = "ascend-plugin"
+
+    def refusal(self, case: Case) -> str | None:
+        """Return None: what pages cannot hold was refused when the data was made."""
+        return None
+
+    def prepare(self, data: CaseData) -> Prepared:
+        """Allocate pages as the plugin's worker does: zeroed, then moved to huge pages."""
+        case, layout = data.case, tuple(data.page.layout())
+        caches, granted = [], True
+        for _ in range(case.layers):
+            cache = torch.zeros_like(data.pages)
+            granted = memory.back_zeroed_with_huge_pages(cache) and granted
+            caches.append(cache)
+        result = torch.empty(data.query.shape, dtype=data.query.dtype)
+        if case.phase == "write":
+
+            def run(layer: int) -> None:
+                write_op.kv_cache_write(
+                    data.key, data.value, caches[layer], data.slot_mapping, layout
+                )
+
+        else:
+            for cache in caches:
+                cache.copy_(data.pages)
+            scale = case.geometry.head_dim**-0.5
+
+            def run(layer: int) -> None:
+                attention_op.paged_attention(
+                    data.query,
+                    caches[layer],
+                    result,
+                    data.query_start_loc,
+                    data.seq_lens,
+                    data.block_table,
+                    layout,
+                    scale=scale,
+                )
+
+        implementation = _chosen_implementation(case)
+        return Prepared(
+            run=run,
+            layers=case.layers,
+            result=result,
+            caches=tuple(caches),
+            implementation=implementation,
+            isa=loader.load().isa if implementation == "native" else None,
+            remark="huge pages granted" if granted else "huge pages refused",
+        )
+
+
+def _chosen_implementation(case: Case) -> str:
+    """Return what the operator's dispatch chooses for the case."""
+    geometry, dtype = case.geometry, DTYPES[case.variant]
+    if case.phase == "write":
+        write = write_op.WriteRequest(
+            dtype, dtype, geometry.kv_heads, geometry.head_dim, geometry.block_size
+        )
+        return write_op.operator.choose(write).implementation.name
+    attention = attention_op.AttentionRequest(
+        dtype, dtype, geometry.heads, geometry.kv_heads, geometry.head_dim, geometry.block_size
+    )
+    return attention_op.operator.choose(attention).implementation.name

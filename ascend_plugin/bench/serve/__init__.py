@@ -1,0 +1,1 @@
+"""``bench serve``: whole engines, vLLM's CPU platform against the plugin's."""

@@ -1,0 +1,130 @@
+"""Models to serve: folders with a checkpoint, and shapes with random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ascend_plugin.bench.attention.cases import ITEMSIZE, Variant
+from ascend_plugin.bench.errors import BenchError
+
+SMOLLM2 = "smollm2"
+QWEN3 = "qwen3-28x1024"
+DEFAULT_MODELS = (SMOLLM2, QWEN3)
+
+#: Deep and narrow: at a context of some thousand tokens most of a step is attention, which a tiny
+#: model cannot show. The vocabulary is small because its projection is no part of the question.
+_QWEN3_CONFIG: dict[str, Any] = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 4096,
+    "max_position_embeddings": 40960,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+
+#: Models whose weights are drawn at start, by name.
+DUMMY_MODELS: dict[str, dict[str, Any]] = {QWEN3: _QWEN3_CONFIG}
+
+
+@dataclass(frozen=True, slots=True)
+class ServeModel:
+    """A model on disk.
+
+    Attributes:
+        name: as the user named it.
+        path: folder with ``config.json``.
+        load_format: vLLM's; ``dummy`` draws random weights.
+        config: what the memory estimate and the prompts need of ``config.json``.
+    """
+
+    name: str
+    path: Path
+    load_format: Literal["auto", "dummy"]
+    config: Mapping[str, Any]
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return int(self.config["vocab_size"])
+
+    @property
+    def max_positions(self) -> int:
+        """Longest context."""
+        return int(self.config["max_position_embeddings"])
+
+    def token_bytes(self, variant: Variant) -> int:
+        """Bytes of K and V of one token in all layers."""
+        heads = int(self.config["num_attention_heads"])
+        kv_heads = int(self.config.get("num_key_value_heads") or heads)
+        head_dim = int(self.config.get("head_dim") or int(self.config["hidden_size"]) // heads)
+        layers = int(self.config["num_hidden_layers"])
+        return 2 * layers * kv_heads * head_dim * ITEMSIZE[variant]
+
+    def weight_bytes(self, variant: Variant) -> int:
+        """Bytes of the weights, roughly: the files', or those of the dummy's matrices."""
+        files = sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
+        if files:
+            return files
+        hidden, layers = int(self.config["hidden_size"]), int(self.config["num_hidden_layers"])
+        width = int(self.config.get("intermediate_size", 4 * hidden))
+        heads = self.token_bytes(variant) // ITEMSIZE[variant] // layers
+        per_layer = hidden * (3 * width + 3 * heads)
+        return ITEMSIZE[variant] * (layers * per_layer + 2 * hidden * self.vocabulary)
+
+
+def resolve_model(name: str, scratch: Path) -> ServeModel:
+    """Return the model that a name or path stands for.
+
+    Args:
+        name: ``smollm2``, a dummy model's name, or a folder with ``config.json``.
+        scratch: folder for the ``config.json`` of dummy models.
+
+    Raises:
+        BenchError: there is no such model, or its configuration lacks what is needed.
+    """
+    if name in DUMMY_MODELS:
+        folder = scratch / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(DUMMY_MODELS[name]), encoding="utf-8")
+        return ServeModel(name, folder, "dummy", DUMMY_MODELS[name])
+    folder = _smollm2_folder() if name == SMOLLM2 else Path(name).resolve()
+    if not (folder / "config.json").is_file():
+        remedy = (
+            f"Run: ascend-plugin model smollm2 {folder}"
+            if name == SMOLLM2
+            else f"Use a folder with config.json, or one of {', '.join(DEFAULT_MODELS)}."
+        )
+        raise BenchError(f"--model {name}: {folder / 'config.json'} does not exist. {remedy}")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = config.get("text_config", config)
+    needed = ("vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_size")
+    missing = [key for key in (*needed, "max_position_embeddings") if key not in config]
+    if missing:
+        raise BenchError(
+            f"--model {name}: its config.json has no {', '.join(missing)}; bench serve measures "
+            "decoder models with attention. Choose another model."
+        )
+    return ServeModel(name, folder, "auto", config)
+
+
+def _smollm2_folder() -> Path:
+    """Return where the checkpoint is or belongs: below the working folder, or in the checkout."""
+    here = Path.cwd() / "models" / "smollm2"
+    checkout = Path(__file__).resolve().parents[3] / "models" / "smollm2"
+    return checkout if checkout.is_dir() and not here.is_dir() else here

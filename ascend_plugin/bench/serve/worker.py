@@ -1,0 +1,172 @@
+"""One engine in one process, commanded over stdin: ``python -m ascend_plugin.bench.serve.worker``.
+
+Answers go to what was stdout at start; everything that vLLM prints there goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from ascend_plugin.bench.serve import messages
+
+
+class Engine:
+    """vLLM's engine, stepped by hand in this process."""
+
+    def __init__(self, command: messages.Load) -> None:
+        """Load the model and allocate the cache."""
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._engine: Any = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=command.model,
+                load_format=command.load_format,
+                dtype=command.dtype,
+                enforce_eager=command.eager,
+                max_model_len=command.max_model_len,
+                max_num_seqs=command.max_num_seqs,
+                max_num_batched_tokens=command.max_num_batched_tokens,
+                kv_cache_memory_bytes=command.kv_cache_bytes,
+                # Every round must do the same work.
+                enable_prefix_caching=False,
+                skip_tokenizer_init=True,
+                disable_log_stats=True,
+                seed=0,
+            )
+        )
+        self._tokens: dict[str, list[int]] = {}
+        self._batches = 0
+
+    def describe(self, seconds: float) -> messages.Loaded:
+        """Return what runs."""
+        import torch
+        from vllm.platforms import current_platform
+
+        kind = type(current_platform)
+        runner = self._engine.model_executor.driver_worker.worker.model_runner
+        backends = {
+            f"{group.backend.__module__}.{group.backend.__qualname__}"
+            for groups in runner.attn_groups
+            for group in groups
+        }
+        platform = f"{kind.__module__}.{kind.__qualname__}"
+        kernels = _native_isa() if kind.__module__.startswith("ascend_plugin.") else None
+        threads = torch.get_num_threads()
+        return messages.Loaded(platform, sorted(backends), kernels, threads, round(seconds, 1))
+
+    def prefill(self, command: messages.Prefill) -> messages.Prefilled:
+        """Submit prompts and step until each has a token."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._batches += 1
+        # An engine may keep an aborted name until its next step: names are never used twice.
+        names = [f"{self._batches}-{i}" for i in range(len(command.prompts))]
+        self._tokens = {name: [] for name in names}
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=command.max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        start = time.perf_counter()
+        for name, prompt in zip(names, command.prompts, strict=True):
+            self._engine.add_request(name, {"prompt_token_ids": prompt}, parameters)
+        first: dict[str, float] = {}
+        while len(first) < len(names):
+            for name in self._step():
+                first.setdefault(name, time.perf_counter() - start)
+        return messages.Prefilled([first[name] for name in names])
+
+    def decode(self, command: messages.Decode) -> messages.Decoded:
+        """Run full steps.
+
+        Raises:
+            RuntimeError: a step did not serve every request: the numbers would mean nothing.
+        """
+        start = time.perf_counter()
+        for _ in range(command.steps):
+            served = len(self._step())
+            if served != len(self._tokens):
+                raise RuntimeError(
+                    f"a step served {served} of {len(self._tokens)} requests: the cache is too "
+                    "small or a request has ended"
+                )
+        return messages.Decoded(time.perf_counter() - start)
+
+    def finish(self) -> messages.Finished:
+        """End all requests and free their blocks."""
+        tokens = list(self._tokens.values())
+        # Requests are found by their internal names: those given here carry a suffix inside.
+        self._engine.abort_request(list(self._tokens))
+        while self._engine.has_unfinished_requests():
+            self._engine.step()
+        self._tokens = {}
+        return messages.Finished(tokens)
+
+    def _step(self) -> list[str]:
+        """Run one step; return the requests that got a token."""
+        served = []
+        for output in self._engine.step():
+            new = list(output.outputs[0].token_ids)
+            if new and output.request_id in self._tokens:
+                self._tokens[output.request_id] += new
+                served.append(output.request_id)
+        return served
+
+
+def _native_isa() -> str | None:
+    """Return the instruction set of the kernels that the plugin's operators run on."""
+    from ascend_plugin.ops import dispatch
+    from ascend_plugin.ops.native import loader
+
+    if dispatch.policy() == "reference":
+        return None
+    try:
+        return loader.load().isa
+    except loader.NativeLibraryError:
+        return None
+
+
+class Worker:
+    """Runs commands in order."""
+
+    def __init__(self) -> None:
+        """Wait for ``Load``."""
+        self._engine: Engine | None = None
+
+    def run(self, command: messages.Command) -> messages.Answer:
+        """Return the answer to one command."""
+        if isinstance(command, messages.Load):
+            start = time.perf_counter()
+            self._engine = Engine(command)
+            return self._engine.describe(time.perf_counter() - start)
+        assert self._engine is not None, "the first command must be Load"
+        if isinstance(command, messages.Prefill):
+            return self._engine.prefill(command)
+        if isinstance(command, messages.Decode):
+            return self._engine.decode(command)
+        return self._engine.finish()
+
+
+def main() -> None:
+    """Answer commands until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        answer = worker.run(messages.COMMANDS[name](**arguments))
+        answers.write(json.dumps(asdict(answer)) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

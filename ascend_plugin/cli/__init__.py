@@ -1,0 +1,1 @@
+"""The command line ``ascend-plugin``. Nothing heavy is imported before a command runs."""

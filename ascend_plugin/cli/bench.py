@@ -1,0 +1,151 @@
+"""``ascend-plugin bench``: options in, tables or one JSON object out."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from ascend_plugin.bench import machine
+from ascend_plugin.bench.attention import cases
+from ascend_plugin.bench.attention.settings import Settings as AttentionSettings
+from ascend_plugin.bench.errors import BenchError
+from ascend_plugin.cli import bench_options as options
+from ascend_plugin.cli.output import clean_stdout, progress, remark, table_console, write_json
+
+if TYPE_CHECKING:
+    from ascend_plugin.bench.attention.rows import AttentionRow
+    from ascend_plugin.bench.serve.runner import Settings as ServeSettings
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure the plugin against vLLM's own CPU code, interleaved in the same run."""
+
+
+@app.command()
+def attention(
+    phase: options.Phases = None,
+    variant: options.Variants = None,
+    batch: options.AttentionBatches = None,
+    context: options.AttentionContexts = None,
+    new_tokens: options.PrefillTokens = cases.DEFAULT_NEW_TOKENS,
+    heads: options.Heads = 32,
+    kv_heads: options.KVHeads = 8,
+    head_dim: options.HeadDim = 128,
+    block_size: options.BlockSize = 128,
+    threads: options.Threads = None,
+    implementation: options.Implementation = None,
+    isa: options.Isa = None,
+    seconds: options.Seconds = 3.0,
+    plot: options.Plot = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure attention and cache writes on caches that do not fit into the processor's cache.
+
+    Every result is compared with a float64 oracle; a wrong one has no ratio, and exit code 1.
+    """
+    from ascend_plugin.bench.attention.plot import check_plot_path
+
+    geometry = cases.Geometry(heads, kv_heads, head_dim, block_size)
+    wanted = cases.make_cases(
+        phase or (), variant or (), batch or (), context or (), new_tokens, geometry
+    )
+    cpus = machine.available_cpus() if threads is None else threads
+    settings = AttentionSettings(cpus, seconds, implementation, isa)
+    if plot:
+        check_plot_path(plot)
+    rows = _measure_attention(wanted, settings, plot, as_json)
+    if not all(row.parity_ok for row in rows):
+        raise BenchError(
+            "parity failed: at least one result is not that of the float64 reference, so no "
+            "speed-up is reported for it. Run the tests of the operators (tests/ops)."
+        )
+
+
+@app.command()
+def serve(
+    model: options.Models = None,
+    batch: options.ServeBatch = 8,
+    context: options.ServeContexts = None,
+    new_tokens: options.DecodeSteps = 32,
+    rounds: options.Rounds = 3,
+    threads: options.Threads = None,
+    variant: options.ServeVariant = "bf16",
+    eager: options.Eager = True,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure whole engines: vLLM's CPU platform and the plugin, in turn, on the same prompts."""
+    from ascend_plugin.bench.serve.models import DEFAULT_MODELS
+    from ascend_plugin.bench.serve.runner import Settings
+
+    settings = Settings(
+        batch=batch,
+        contexts=tuple(context or (1536,)),
+        new_tokens=new_tokens,
+        rounds=rounds,
+        threads=machine.available_cpus() if threads is None else threads,
+        variant=cases.known("--variant", variant, cases.VARIANTS),
+        eager=eager,
+    )
+    _measure_serving(model or list(DEFAULT_MODELS), settings, as_json)
+
+
+def _measure_attention(
+    wanted: list[cases.Case], settings: AttentionSettings, plot: Path | None, as_json: bool
+) -> list[AttentionRow]:
+    load = _load_average()
+    with clean_stdout() as stdout:
+        with progress() as report:
+            report("loading torch")
+            from ascend_plugin.bench.attention.runner import run_cases
+
+            outcome = run_cases(wanted, settings, report)
+        meta = machine.describe(settings.threads, outcome.isa, load) | outcome.method
+        if plot:
+            from ascend_plugin.bench.attention.plot import plot as draw
+
+            draw(outcome.rows, f"{meta['cpu']}, {settings.threads} threads", plot)
+        if as_json:
+            write_json(stdout, [asdict(row) for row in outcome.rows], meta)
+        else:
+            from ascend_plugin.cli import tables
+
+            table_console(stdout).print(tables.attention_table(outcome.rows, meta))
+    return outcome.rows
+
+
+def _measure_serving(names: list[str], settings: ServeSettings, as_json: bool) -> None:
+    from ascend_plugin.bench.serve import runner
+    from ascend_plugin.bench.serve.models import resolve_model
+    from ascend_plugin.cli import tables
+
+    with (
+        clean_stdout() as stdout,
+        tempfile.TemporaryDirectory(prefix="ascend-plugin-bench-") as folder,
+    ):
+        scratch = Path(folder)
+        models = [resolve_model(name, scratch) for name in names]
+        load = _load_average()
+        with progress() as report:
+            outcome = runner.run_models(models, settings, scratch, report)
+        meta = machine.describe(settings.threads, outcome.isa, load)
+        meta |= runner.method(settings, outcome)
+        if as_json:
+            write_json(stdout, [asdict(row) for row in outcome.rows], meta)
+        else:
+            table_console(stdout).print(tables.serve_table(outcome.rows, meta))
+
+
+def _load_average() -> float:
+    """Return the load before a measurement, with a remark on stderr when it is high."""
+    load = machine.load_average()
+    busy = machine.busy_remark(load)
+    if busy:
+        remark(f"Note: {busy}")
+    return load

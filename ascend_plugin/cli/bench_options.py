@@ -1,0 +1,75 @@
+"""Options of ``ascend-plugin bench``: names, help and shown defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object: rows and meta.")]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of each contender.", show_default="all CPUs")
+]
+
+Phases = Annotated[
+    list[str] | None,
+    typer.Option(metavar="decode|prefill|write", help="Repeatable.", show_default="all"),
+]
+Variants = Annotated[
+    list[str] | None,
+    typer.Option(metavar="bf16|fp16|fp32", help="Element type; repeatable.", show_default="bf16"),
+]
+AttentionBatches = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="Sequences per call (write: tokens per call); repeatable.",
+        show_default="decode 1 and 8, prefill 1, write 8 and 2048",
+    ),
+]
+AttentionContexts = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="Tokens per sequence, new ones included (write: tokens a cache holds); repeatable.",
+        show_default="8192; prefill: as many as new tokens",
+    ),
+]
+PrefillTokens = Annotated[int, typer.Option(help="New tokens per sequence of a prefill.")]
+Heads = Annotated[int, typer.Option(help="Query heads.")]
+KVHeads = Annotated[int, typer.Option(help="Key/value heads.")]
+HeadDim = Annotated[int, typer.Option(help="Elements per head.")]
+BlockSize = Annotated[int, typer.Option(help="Tokens in a block of the cache.")]
+Implementation = Annotated[
+    Literal["native", "reference"] | None,
+    typer.Option(help="The plugin's implementation.", show_default="what the engine uses"),
+]
+Isa = Annotated[
+    Literal["avx512", "avx2", "portable"] | None,
+    typer.Option(help="Instruction set of the native kernels.", show_default="the best"),
+]
+Seconds = Annotated[float, typer.Option(help="Time to measure each case.")]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw the result, as .png or .svg.")
+]
+
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DIR|smollm2|qwen3-28x1024",
+        help="Folder with a checkpoint, or a known model; qwen3-28x1024 has random weights. "
+        "Repeatable.",
+        show_default="both known models",
+    ),
+]
+ServeBatch = Annotated[int, typer.Option(help="Requests at once.")]
+ServeContexts = Annotated[
+    list[int] | None, typer.Option(help="Tokens of a prompt; repeatable.", show_default="1536")
+]
+DecodeSteps = Annotated[int, typer.Option(help="Decode steps of a round.")]
+Rounds = Annotated[int, typer.Option(help="Decode rounds of each contender.")]
+ServeVariant = Annotated[
+    str, typer.Option(metavar="bf16|fp16|fp32", help="Element type of weights and cache.")
+]
+Eager = Annotated[
+    bool, typer.Option("--eager/--compile", help="Without or with torch.compile (slower start).")
+]

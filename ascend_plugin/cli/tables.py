@@ -1,0 +1,86 @@
+"""Results as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from ascend_plugin.bench.attention.rows import AttentionRow
+from ascend_plugin.bench.serve.runner import ServeRow
+
+
+def attention_table(rows: Sequence[AttentionRow], meta: Mapping[str, object]) -> Table:
+    """Return the table of ``bench attention``."""
+    table = _table(f"attention, {_where(meta)}")
+    table.add_column("case")
+    table.add_column("runs on")
+    for name in ("ms", "vLLM ms", "ratio", "GB/s", "GFLOP/s", "rel L2", "vLLM rel L2"):
+        table.add_column(name, justify="right")
+    table.add_column("note")
+    for row in rows:
+        table.add_row(
+            _case(row),
+            row.isa or row.implementation,
+            _number(row.time_ms),
+            _number(row.stock_time_ms),
+            _ratio(row),
+            _number(row.gb_per_s),
+            _number(row.gflop_per_s),
+            _number(row.rel_l2_vs_fp64),
+            _number(row.stock_rel_l2_vs_fp64),
+            row.note or "",
+        )
+    return table
+
+
+def serve_table(rows: Sequence[ServeRow], meta: Mapping[str, object]) -> Table:
+    """Return the table of ``bench serve``."""
+    mode = "eager" if meta["eager"] else "torch.compile"
+    table = _table(f"serving, {_where(meta)}, {mode}")
+    table.add_column("model")
+    for name in ("batch", "context", "decode tok/s", "vLLM tok/s", "ratio"):
+        table.add_column(name, justify="right")
+    for name in ("TTFT ms", "vLLM TTFT ms", "TTFT ratio", "equal tokens"):
+        table.add_column(name, justify="right")
+    table.add_column("note")
+    for row in rows:
+        table.add_row(
+            f"{row.model} {row.variant}",
+            str(row.batch),
+            str(row.context),
+            _number(row.decode_tok_s),
+            _number(row.stock_decode_tok_s),
+            f"[bold]{row.ratio_vs_stock:.2f}×[/]",
+            _number(row.ttft_ms),
+            _number(row.stock_ttft_ms),
+            f"{row.ttft_ratio_vs_stock:.2f}×",
+            f"{row.tokens_equal_prefix} of {row.tokens_compared}",
+            row.note or "",
+        )
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+
+
+def _where(meta: Mapping[str, object]) -> str:
+    return f"{meta['cpu']}, {meta['threads']} threads, load {meta['load_average']}"
+
+
+def _case(row: AttentionRow) -> str:
+    if row.phase == "write":
+        return f"write {row.variant} {row.batch} tokens"
+    size = f"{row.new_tokens} new of {row.context}" if row.phase == "prefill" else f"{row.context}"
+    return f"{row.phase} {row.variant} {row.batch} × {size}"
+
+
+def _ratio(row: AttentionRow) -> str:
+    if not row.parity_ok:
+        return "[bold red]parity failed[/]"
+    return "–" if row.ratio_vs_stock is None else f"[bold]{row.ratio_vs_stock:.2f}×[/]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"

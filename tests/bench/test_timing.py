@@ -1,0 +1,42 @@
+"""Pairs of calls: order, layers and ratio."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ascend_plugin.bench.attention.contenders import Prepared
+from ascend_plugin.bench.attention.timing import PairedTimes, time_pairs
+
+
+def _recorder(name: str, calls: list[tuple[str, int]]) -> Prepared:
+    return Prepared(run=lambda layer: calls.append((name, layer)), layers=3, result=torch.empty(0))
+
+
+def test_the_order_alternates_and_layers_go_round():
+    calls: list[tuple[str, int]] = []
+    times = time_pairs(_recorder("ours", calls), _recorder("stock", calls), seconds=0.0)
+    measured = calls[2:]  # the first call of each is not measured
+    assert measured[:6] == [
+        ("stock", 0),
+        ("ours", 0),
+        ("ours", 1),
+        ("stock", 1),
+        ("stock", 2),
+        ("ours", 2),
+    ]
+    assert len(times.ours) == len(times.stock) == len(measured) / 2
+
+
+def test_one_contender_alone():
+    calls: list[tuple[str, int]] = []
+    times = time_pairs(_recorder("ours", calls), None, seconds=0.0)
+    assert (times.stock_median, times.ratio) == (None, None)
+    assert times.median > 0
+
+
+def test_the_ratio_is_the_median_of_pairs():
+    # One disturbed pair, slow on both sides, leaves the ratio alone.
+    times = PairedTimes(ours=(1.0, 50.0, 1.0), stock=(2.0, 60.0, 2.0))
+    assert times.ratio == pytest.approx(2.0)
+    assert (times.median, times.stock_median) == (1.0, 2.0)

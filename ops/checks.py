@@ -78,8 +78,13 @@ def check_integer(name: str, tensor: torch.Tensor, dtype: torch.dtype, ndim: int
             f"{name} must be {ndim}-dimensional {dtype}, got {tensor.dim()}-dimensional "
             f"{tensor.dtype}."
         )
-    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+    if not rows_contiguous(tensor):
         raise ValueError(f"{name} must be contiguous in its last dimension; call .contiguous().")
+
+
+def rows_contiguous(tensor: torch.Tensor) -> bool:
+    """Say whether the elements of a row lie side by side."""
+    return tensor.shape[-1] <= 1 or tensor.stride(-1) == 1
 
 
 def check_tokens(name: str, tensor: torch.Tensor, head_dim: int) -> None:

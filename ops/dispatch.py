@@ -12,7 +12,9 @@ import logging
 import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
+
+from .page_layout import PageLayout
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +24,9 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 #: Debug switch, read once: wins over what the configuration says.
 POLICY_VARIABLE = "ASCEND_PLUGIN_OPS"
+
+#: A served model has a handful of signatures; this bounds what tests and sweeps leave behind.
+_MAX_BOUND = 1024
 
 RequestT = TypeVar("RequestT", bound=Hashable)
 
@@ -58,6 +63,13 @@ class Choice(Generic[RequestT]):
     rejected: tuple[tuple[str, str], ...]
 
 
+class Bound(NamedTuple):
+    """What is left to do for calls of one signature: their checks have passed."""
+
+    run: Callable[..., Any]
+    layout: PageLayout
+
+
 class UnsupportedRequestError(ValueError):
     """No implementation can serve a request; the message lists each one's reason."""
 
@@ -74,10 +86,36 @@ class Operator(Generic[RequestT]):
     name: str
     implementations: tuple[Implementation[RequestT], ...]
     _choices: dict[RequestT, Choice[RequestT]] = field(default_factory=dict, repr=False)
+    _bound: dict[Hashable, Bound] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Make the operator known to :func:`operators`."""
         _operators[self.name] = self
+
+    def bound(self, signature: Hashable) -> Bound | None:
+        """Return what :meth:`bind` kept for a signature, or None at its first call."""
+        return self._bound.get(signature)
+
+    def bind(self, signature: Hashable, request: RequestT, layout: PageLayout) -> Bound:
+        """Choose an implementation for a signature whose checks have passed, and keep it.
+
+        Checking and choosing anew would cost more than the kernel in a small decode step.
+
+        Args:
+            signature: everything of a call that its checks and the choice depend on.
+            request: the same, for the choice.
+            layout: byte map of the pages.
+        """
+        if len(self._bound) >= _MAX_BOUND:
+            self._bound.clear()
+        kept = Bound(self.choose(request).implementation.run, layout)
+        self._bound[signature] = kept
+        return kept
+
+    def forget(self) -> None:
+        """Forget choices, because what they depend on has changed."""
+        self._choices.clear()
+        self._bound.clear()
 
     def choose(self, request: RequestT) -> Choice[RequestT]:
         """Return the implementation that serves ``request`` under the current policy.
@@ -136,7 +174,7 @@ def set_policy(value: Policy) -> None:
     global _policy
     _policy = _checked_policy(value, "policy")
     for operator in _operators.values():
-        operator._choices.clear()
+        operator.forget()
 
 
 def _checked_policy(value: str, source: str) -> Policy:

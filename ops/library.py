@@ -40,3 +40,20 @@ def register(
     packet = getattr(getattr(torch.ops, NAMESPACE), name)
     overload: torch._ops.OpOverload = packet.default
     return overload
+
+
+def needs_dispatcher(tensor: torch.Tensor) -> bool:
+    """Say whether a call must go through torch's dispatcher.
+
+    A plain CPU tensor outside of tracing would only come back to our own CPU kernel, at a price of
+    6 us: as much as writing the keys and values of a decode step takes.
+    """
+    return (
+        not tensor.is_cpu
+        or type(tensor) not in _PLAIN
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.compiler.is_compiling()
+    )
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)

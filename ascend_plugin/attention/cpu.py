@@ -223,10 +223,9 @@ class AscendCPUAttentionImpl(AttentionImpl[AscendCPUMetadata]):
         slot_mapping: torch.Tensor,
     ) -> None:
         """Write the batch's keys and values, ``[tokens, kv_heads, head_size]``, into pages."""
-        tokens = min(key.shape[0], slot_mapping.shape[0])
-        kv_cache_write(
-            key[:tokens], value[:tokens], kv_cache, slot_mapping[:tokens], self.layout(kv_cache)
-        )
+        if slot_mapping.shape[0] > key.shape[0]:  # vLLM pads the batch beyond the model's tokens
+            slot_mapping = slot_mapping[: key.shape[0]]
+        kv_cache_write(key, value, kv_cache, slot_mapping, self.layout(kv_cache))
 
     def forward(
         self,

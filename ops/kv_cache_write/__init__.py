@@ -9,7 +9,7 @@ import torch
 
 from .. import checks
 from ..dispatch import Implementation, Operator
-from ..library import register
+from ..library import needs_dispatcher, register
 from ..page_layout import PageLayout
 from . import native, reference
 
@@ -67,7 +67,8 @@ def kv_cache_write(
     Raises:
         ValueError: a shape, dtype, stride or slot is not as above.
     """
-    torch.ops.ascend_plugin.kv_cache_write(key, value, pages, slot_mapping, layout)
+    call = torch.ops.ascend_plugin.kv_cache_write if needs_dispatcher(pages) else _cpu
+    call(key, value, pages, slot_mapping, layout)
 
 
 def _cpu(
@@ -75,18 +76,44 @@ def _cpu(
     value: torch.Tensor,
     pages: torch.Tensor,
     slot_mapping: torch.Tensor,
-    layout: list[int],
+    layout: Sequence[int],
 ) -> None:
-    page_layout = checks.page_layout(layout)
-    _check(key, value, pages, slot_mapping, page_layout)
-    tokens = slot_mapping.shape[0]
-    if tokens == 0:
-        return
-    request = WriteRequest(
-        key.dtype, pages.dtype, pages.shape[1], page_layout.head_dim, page_layout.block_size
+    signature = (
+        tuple(layout),
+        pages.dtype,
+        pages.shape,
+        pages.stride(),
+        key.dtype,
+        key.shape[1:],
+        key.stride()[2:],
+        value.dtype,
+        value.shape[1:],
+        value.stride()[2:],
+        slot_mapping.dtype,
+        slot_mapping.dim(),
+        slot_mapping.is_contiguous(),
     )
-    operator.choose(request).implementation.run(
-        key[:tokens], value[:tokens], pages, slot_mapping, page_layout
+    bound = operator.bound(signature)
+    if bound is None:
+        page_layout = checks.page_layout(layout)
+        _check(key, value, pages, slot_mapping, page_layout)
+        request = WriteRequest(
+            key.dtype, pages.dtype, pages.shape[1], page_layout.head_dim, page_layout.block_size
+        )
+        bound = operator.bind(signature, request, page_layout)
+    tokens = slot_mapping.shape[0]
+    if key.shape[0] != value.shape[0]:
+        raise _differ(key, value)
+    if tokens > key.shape[0]:
+        raise ValueError(f"slot_mapping names {tokens} tokens, key has {key.shape[0]}.")
+    if tokens:
+        bound.run(key, value, pages, slot_mapping, bound.layout)
+
+
+def _differ(key: torch.Tensor, value: torch.Tensor) -> ValueError:
+    return ValueError(
+        f"key ({list(key.shape)}, {key.dtype}) and value ({list(value.shape)}, {value.dtype}) "
+        "must have the same shape and dtype."
     )
 
 
@@ -101,17 +128,10 @@ def _check(
     checks.check_tokens("key", key, layout.head_dim)
     checks.check_tokens("value", value, layout.head_dim)
     checks.check_integer("slot_mapping", slot_mapping, torch.int64, 1)
-    if key.shape != value.shape or key.dtype != value.dtype:
-        raise ValueError(
-            f"key ({list(key.shape)}, {key.dtype}) and value ({list(value.shape)}, {value.dtype}) "
-            "must have the same shape and dtype."
-        )
+    if key.shape[1:] != value.shape[1:] or key.dtype != value.dtype:
+        raise _differ(key, value)
     if key.shape[1] != pages.shape[1]:
         raise ValueError(f"key has {key.shape[1]} kv heads, pages have {pages.shape[1]}.")
-    if slot_mapping.shape[0] > key.shape[0]:
-        raise ValueError(
-            f"slot_mapping names {slot_mapping.shape[0]} tokens, key has {key.shape[0]}."
-        )
 
 
 def _fake(

@@ -40,4 +40,6 @@ def kv_cache_write(
     c0 = column_group(pages.element_size())
     for plane, tokens in zip(page_planes(pages, layout), (key, value), strict=True):
         # plane[block, :, :, offset] is [written, kv_heads, head_dim / C0, C0]
-        plane[block, :, :, offset] = tokens[keep].unflatten(-1, (-1, c0)).to(pages.dtype)
+        plane[block, :, :, offset] = (
+            tokens[: keep.shape[0]][keep].unflatten(-1, (-1, c0)).to(pages.dtype)
+        )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from .. import checks
-from ..dispatch import Implementation, Operator
-from ..library import register
+from ..dispatch import Bound, Implementation, Operator
+from ..library import needs_dispatcher, register
 from ..page_layout import PageLayout
 from . import native, reference
 
@@ -91,7 +91,8 @@ def paged_attention(
     Raises:
         ValueError: a shape, dtype, stride or block id is not as above.
     """
-    torch.ops.ascend_plugin.paged_attention(
+    call = torch.ops.ascend_plugin.paged_attention if needs_dispatcher(pages) else _cpu
+    call(
         query,
         pages,
         out,
@@ -115,7 +116,7 @@ def _cpu(
     query_start_loc: torch.Tensor,
     seq_lens: torch.Tensor,
     block_table: torch.Tensor,
-    layout: list[int],
+    layout: Sequence[int],
     scale: float,
     causal: bool = True,
     window: int = 0,
@@ -123,29 +124,34 @@ def _cpu(
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
 ) -> None:
-    page_layout = checks.page_layout(layout)
-    _check_tensors(query, pages, out, page_layout)
+    signature = (
+        tuple(layout),
+        pages.dtype,
+        pages.shape,
+        pages.stride(),
+        query.dtype,
+        query.shape[1:],
+        query.stride()[2:],
+        out.dtype,
+        out.shape[1:],
+        out.stride()[2:],
+    )
+    bound = operator.bound(signature)
+    if bound is None:
+        bound = _bind(signature, query, pages, out, layout)
     _check_batch(query_start_loc, seq_lens, block_table)
-    _check_fit(query_start_loc, seq_lens, query.shape[0], block_table, page_layout.block_size)
+    _check_fit(query, out, query_start_loc, seq_lens, block_table, bound.layout.block_size)
     _check_scores(query.shape[1], window, soft_cap, alibi_slopes, sinks)
     if seq_lens.shape[0] == 0:
         return
-    request = AttentionRequest(
-        query.dtype,
-        pages.dtype,
-        query.shape[1],
-        pages.shape[1],
-        page_layout.head_dim,
-        page_layout.block_size,
-    )
-    operator.choose(request).implementation.run(
+    bound.run(
         query,
         pages,
         out,
         query_start_loc,
         seq_lens,
         block_table,
-        page_layout,
+        bound.layout,
         scale=scale,
         causal=causal,
         window=window,
@@ -155,17 +161,34 @@ def _cpu(
     )
 
 
+def _bind(
+    signature: Hashable,
+    query: torch.Tensor,
+    pages: torch.Tensor,
+    out: torch.Tensor,
+    layout: Sequence[int],
+) -> Bound:
+    page_layout = checks.page_layout(layout)
+    _check_tensors(query, pages, out, page_layout)
+    request = AttentionRequest(
+        query.dtype,
+        pages.dtype,
+        query.shape[1],
+        pages.shape[1],
+        page_layout.head_dim,
+        page_layout.block_size,
+    )
+    return operator.bind(signature, request, page_layout)
+
+
 def _check_tensors(
     query: torch.Tensor, pages: torch.Tensor, out: torch.Tensor, layout: PageLayout
 ) -> None:
     checks.check_pages(pages, layout)
     checks.check_tokens("query", query, layout.head_dim)
     checks.check_tokens("out", out, layout.head_dim)
-    if out.shape != query.shape or out.dtype != query.dtype:
-        raise ValueError(
-            f"out ({list(out.shape)}, {out.dtype}) must have the shape and dtype of query "
-            f"({list(query.shape)}, {query.dtype})."
-        )
+    if out.shape[1:] != query.shape[1:] or out.dtype != query.dtype:
+        raise _out_differs(query, out)
     if query.shape[1] % pages.shape[1]:
         raise ValueError(
             f"{query.shape[1]} query heads are not a multiple of the pages' {pages.shape[1]} "
@@ -187,14 +210,25 @@ def _check_batch(
         )
 
 
+def _out_differs(query: torch.Tensor, out: torch.Tensor) -> ValueError:
+    return ValueError(
+        f"out ({list(out.shape)}, {out.dtype}) must have the shape and dtype of query "
+        f"({list(query.shape)}, {query.dtype})."
+    )
+
+
 def _check_fit(
+    query: torch.Tensor,
+    out: torch.Tensor,
     query_start_loc: torch.Tensor,
     seq_lens: torch.Tensor,
-    tokens: int,
     block_table: torch.Tensor,
     block_size: int,
 ) -> None:
     """Refuse sequences beyond their query rows or blocks: kernels would read foreign memory."""
+    tokens = query.shape[0]
+    if out.shape[0] != tokens:
+        raise _out_differs(query, out)
     starts = query_start_loc.tolist()
     if starts[0] != 0 or starts[-1] > tokens or starts != sorted(starts):
         raise ValueError(

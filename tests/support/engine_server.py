@@ -1,0 +1,153 @@
+"""Runs vLLM engines one after the other in this process; see ``engines.py`` for the client.
+
+Reads one JSON job per line from standard input and writes one JSON answer per line to the file
+descriptor that is the first argument. A job names an engine and what to generate with it; an engine
+is kept until a job names another one.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from typing import Any
+
+
+def main() -> None:
+    answers = os.fdopen(int(sys.argv[1]), "w", buffering=1)
+    keeper = EngineKeeper()
+    for line in sys.stdin:
+        job = json.loads(line)
+        try:
+            answer = keeper.serve(job)
+        except Exception as error:
+            keeper.stop()
+            answer = {"failed": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+    keeper.stop()
+
+
+class EngineKeeper:
+    """The one engine of this process."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] | None = None
+        self.llm: Any = None
+
+    def serve(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Answer a job: the outputs of each of its runs, and what the engine is made of."""
+        if job["engine"] != self.settings:
+            self.stop()
+            self.start(job["engine"])
+        runs = [self.generate(run) for run in job["runs"]]
+        return {"runs": runs, "metrics": self.metrics(), "made_of": self.made_of()}
+
+    def start(self, settings: dict[str, Any]) -> None:
+        from vllm import LLM
+
+        self.llm = LLM(**settings, disable_log_stats=False, seed=0)
+        self.settings = settings
+
+    def stop(self) -> None:
+        """Drop the engine and everything that belongs to it."""
+        if self.llm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self.llm.llm_engine.engine_core.shutdown()
+        self.llm = self.settings = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+    def generate(self, run: dict[str, Any]) -> dict[str, Any]:
+        """Generate greedily; a refused request is told, not raised."""
+        from vllm import SamplingParams
+
+        prompts = [
+            prompt if isinstance(prompt, str) else {"prompt_token_ids": prompt}
+            for prompt in run["prompts"]
+        ]
+        if run.get("embed"):
+            outputs = self.llm.embed(prompts, use_tqdm=False)
+            return {"embeddings": [output.outputs.embedding for output in outputs]}
+        if run.get("score"):
+            params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+            return {"scores": [_scores(o) for o in self.llm.generate(prompts, params)]}
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=run["max_tokens"],
+            logprobs=2,
+            ignore_eos=True,
+            detokenize=False,
+        )
+        try:
+            outputs = self.llm.generate(prompts, params, use_tqdm=False)
+        except Exception as error:
+            return {"refused": f"{type(error).__name__}: {error}"}
+        return {"outputs": [_plain(output) for output in outputs]}
+
+    def metrics(self) -> dict[str, float]:
+        """Every counter and gauge of the engine, added up over its labels."""
+        from vllm.v1.metrics.reader import Counter, Gauge
+
+        totals: dict[str, float] = {}
+        for metric in self.llm.get_metrics():
+            if isinstance(metric, Counter | Gauge):
+                totals[metric.name] = totals.get(metric.name, 0) + metric.value
+        return totals
+
+    def made_of(self) -> dict[str, Any]:
+        """What the engine really runs on, whatever it was asked for."""
+        from vllm.platforms import current_platform
+
+        core = self.llm.llm_engine.engine_core.engine_core
+        runner = core.model_executor.driver_worker.worker.model_runner
+        groups = [group for groups in runner.attn_groups for group in groups]
+        return {
+            "platform": type(current_platform).__name__,
+            "worker": type(core.model_executor.driver_worker.worker).__name__,
+            "backends": sorted({group.backend.__name__ for group in groups}),
+            "block_sizes": sorted({group.kv_cache_spec.block_size for group in groups}),
+            "dtypes": sorted({str(cache.dtype) for cache in runner.kv_caches}),
+            "batched_tokens": core.vllm_config.scheduler_config.max_num_batched_tokens,
+            "implementations": _implementations(),
+        }
+
+
+def _implementations() -> dict[str, list[str]]:
+    """Names of the implementations that served calls so far, by operator."""
+    if "ascend_plugin.ops.dispatch" not in sys.modules:
+        return {}
+    operators = sys.modules["ascend_plugin.ops.dispatch"].operators()
+    return {
+        name: sorted({choice.implementation.name for choice in operator._choices.values()})
+        for name, operator in operators.items()
+    }
+
+
+def _scores(output: Any) -> list[float]:
+    """Return the logprob of every token of a prompt but the first."""
+    ranked = zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True)
+    return [entries[token].logprob for token, entries in ranked]
+
+
+def _plain(output: Any) -> dict[str, Any]:
+    """Return tokens, their logprobs, and how far the best was from the second at each step."""
+    completion = output.outputs[0]
+    tokens = list(completion.token_ids)
+    chosen, margins = [], []
+    for token, ranked in zip(tokens, completion.logprobs, strict=True):
+        chosen.append(ranked[token].logprob)
+        best = sorted((entry.logprob for entry in ranked.values()), reverse=True)
+        margins.append(best[0] - best[1])
+    return {
+        "tokens": tokens,
+        "logprobs": chosen,
+        "margins": margins,
+        "cached": output.num_cached_tokens,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Engines on tiny random models: how they are set up, and what must serve them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engines import Answer
+
+from ascend_plugin.model.tiny import write_tiny_llama
+
+
+class TinyModels:
+    """Random float32 models, written when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, name: str, **arguments: Any) -> str:
+        path = self._folder / name
+        if not path.exists():
+            write_tiny_llama(path, dtype="float32", **{"head_dim": 64, **arguments})
+        return str(path)
+
+
+def settings(model: str, **more: Any) -> dict[str, Any]:
+    """A float32 engine whose prompts are prefilled in chunks of at most 96 tokens."""
+    return {
+        "model": model,
+        "dtype": "float32",
+        "skip_tokenizer_init": True,
+        "enforce_eager": True,
+        "max_model_len": 4096,
+        "max_num_batched_tokens": 96,
+        "max_num_seqs": 24,
+        "kv_cache_memory_bytes": 1 << 28,
+        **more,
+    }
+
+
+def assert_is_plugin(answer: Answer, block_size: int = 128, implementation: str = "native") -> None:
+    """The plugin's platform, worker, attention and operators served the job."""
+    assert answer.made_of == {
+        "platform": "AscendCPUPlatform",
+        "worker": "AscendCPUWorker",
+        "backends": ["AscendCPUAttentionBackend"],
+        "block_sizes": [block_size],
+        "dtypes": ["torch.float32"],
+        "batched_tokens": 96,
+        "implementations": {
+            "kv_cache_write": [implementation],
+            "paged_attention": [implementation],
+        },
+    }

@@ -34,15 +34,14 @@ class DetectedDevice:
 def detect_device() -> DetectedDevice:
     """Return the device of this process; torch_npu is imported only if it is installed."""
     if os.environ.get(DEVICE_VARIABLE, "").lower() == "cpu":
+        _hide_torch_npu()
         return DetectedDevice("cpu", f"{DEVICE_VARIABLE}=cpu is set")
     if importlib.util.find_spec("torch_npu") is None:
         return DetectedDevice("cpu", "torch_npu is not installed")
     try:
         torch_npu = importlib.import_module("torch_npu")
     except Exception as error:  # a broken install fails in many ways: ImportError, OSError, …
-        # Transformers imports every torch_npu that it finds, unguarded, and vLLM imports
-        # transformers: without this, a broken one would stop the CPU from serving, too.
-        sys.modules["torch_npu"] = None  # type: ignore[assignment]
+        _hide_torch_npu()
         return DetectedDevice("cpu", f"torch_npu does not import: {_sentence(error)}", broken=True)
     try:
         count = int(torch_npu.npu.device_count())
@@ -53,6 +52,16 @@ def detect_device() -> DetectedDevice:
         reason = "torch_npu sees no NPU (check npu-smi info and ASCEND_RT_VISIBLE_DEVICES)"
         return DetectedDevice("cpu", reason, broken=True)
     return DetectedDevice("npu", f"torch_npu sees {count} NPU(s)")
+
+
+def _hide_torch_npu() -> None:
+    """Make ``import torch_npu`` fail cleanly from now on, unless it has succeeded before.
+
+    Transformers imports every torch_npu that it finds, unguarded, and vLLM imports transformers: a
+    broken one would stop the CPU from serving, too.
+    """
+    if sys.modules.get("torch_npu") is None:
+        sys.modules["torch_npu"] = None  # type: ignore[assignment]
 
 
 def _sentence(error: BaseException) -> str:

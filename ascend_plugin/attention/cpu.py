@@ -62,8 +62,7 @@ class AscendCPUAttentionBackend(AttentionBackend):
     def supports_block_size(cls, block_size: int | None) -> bool:
         """Return whether pages can hold the block size; None: not chosen yet."""
         return block_size is None or (
-            0 < block_size <= checks.MAX_BLOCK_SIZE
-            and block_size % checks.BLOCK_SIZE_MULTIPLE == 0
+            0 < block_size <= checks.MAX_BLOCK_SIZE and block_size % checks.BLOCK_SIZE_MULTIPLE == 0
         )
 
     @classmethod

@@ -13,6 +13,7 @@ from .common import configure
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.config.kernel import IrOpPriorityConfig
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
@@ -54,6 +55,25 @@ class AscendCPUPlatform(CpuPlatform):
         super().check_and_update_config(vllm_config)
 
     @classmethod
+    def import_ir_kernels(cls) -> None:
+        """Register the plugin's implementations of vLLM's IR operators beside vLLM's."""
+        super().import_ir_kernels()
+        from . import cpu_norms  # noqa: F401
+
+    @classmethod
+    def get_default_ir_op_priority(cls, vllm_config: VllmConfig) -> IrOpPriorityConfig:
+        """Prefer fused norms where nothing compiles the model; ``--ir-op-priority`` overrides."""
+        from vllm.config import CompilationMode
+        from vllm.config.kernel import IrOpPriorityConfig
+
+        if vllm_config.compilation_config.mode != CompilationMode.NONE:
+            return super().get_default_ir_op_priority(vllm_config)
+        from .cpu_norms import PROVIDER
+
+        fused = [PROVIDER, "native"]
+        return IrOpPriorityConfig.with_default(["native"], rms_norm=fused, fused_add_rms_norm=fused)
+
+    @classmethod
     def get_attn_backend_cls(
         cls,
         selected_backend: AttentionBackendEnum | None,
@@ -80,12 +100,15 @@ def register_attention_backend() -> None:
 
 def _why_not(selected: AttentionBackendEnum | None, selector: AttentionSelectorConfig) -> list[str]:
     """Return why a layer cannot use the plugin's backend; empty: it can."""
+    from vllm.v1.attention.backend import AttentionType
+
     from ascend_plugin.attention.cpu import AscendCPUAttentionBackend
 
     if selected is not None and selected != AttentionBackendEnum.CUSTOM:
         return [f"--attention-backend {selected.name} was asked for"]
+    attn_type = AttentionType(selector.attn_type).value
     reasons = AscendCPUAttentionBackend.validate_configuration(
-        device_capability=None, **selector._asdict()
+        device_capability=None, **selector._replace(attn_type=attn_type)._asdict()
     )
     described = {
         "head_size not supported": f"head size {selector.head_size}",

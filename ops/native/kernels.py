@@ -142,8 +142,8 @@ def kv_write(
     status = lib.write(args)
     if status == Status.BAD_SLOT:
         raise ValueError(
-            f"slot_mapping names a slot outside the pages, which hold "
-            f"{pages.shape[0] * layout.block_size}; it must belong to this KV cache."
+            f"slot {int(slot_mapping.max())} lies outside the pages, which hold "
+            f"{pages.shape[0] * layout.block_size}; slot_mapping must belong to this KV cache."
         )
     _expect_ok(status, layout)
 

@@ -128,3 +128,10 @@ def test_an_engine_does_not_start_with_untested_versions(tmp_path: Path) -> None
     path = write_metadata(tmp_path, "torch", "2.12.0")
     results, _ = _configure({}, path=(path,))
     assert "torch is 2.12.0; ascend-plugin was tested with 2.13.0." in results[0][1]
+
+
+def test_the_kill_switch_serves_beside_a_broken_torch_npu(tmp_path: Path) -> None:
+    write_module(tmp_path, "torch_npu", BROKEN_TORCH_NPU)
+    results, log = _configure({}, path=(tmp_path,), env={"ASCEND_PLUGIN_DEVICE": "cpu"})
+    assert results == [["AscendCPUPlatform", "ascend_plugin.worker.cpu.AscendCPUWorker"]]
+    assert "Running on the CPU because" not in log  # it was asked for

@@ -1,0 +1,57 @@
+"""The fused norms that eager models use: the meaning of vLLM's own implementation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from vllm import ir
+from vllm.platforms import current_platform
+
+current_platform.import_ir_kernels()
+PROVIDER = "ascend_cpu"
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def _close(got: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(got, want, rtol=TOLERANCE[got.dtype], atol=TOLERANCE[got.dtype])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("shape", [(1, 64), (7, 576), (3, 9, 80)])
+def test_norm_equals_native(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(*shape[:-1], 2 * shape[-1], generator=generator).to(dtype)
+    x = wide[..., : shape[-1]]  # strided, as heads cut out of a fused projection
+    weight = torch.rand(shape[-1], generator=generator).to(dtype)
+    impls = ir.ops.rms_norm.impls
+    want = impls["native"].impl_fn(x, weight, 1e-6)
+    _close(impls[PROVIDER].impl_fn(x, weight, 1e-6), want)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_add_norm_equals_native_in_place(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, residual = (torch.randn(5, 576, generator=generator).to(dtype) for _ in range(2))
+    weight = torch.rand(576, generator=generator).to(dtype)
+    impls = ir.ops.fused_add_rms_norm.impls
+    want, want_sum = impls["native"].impl_fn(x.clone(), residual.clone(), weight, 1e-6)
+    got, got_sum = impls[PROVIDER].impl_fn(x, residual, weight, 1e-6)
+    _close(got, want)
+    _close(got_sum, want_sum)
+    assert got.data_ptr() == x.data_ptr()
+    assert got_sum.data_ptr() == residual.data_ptr()
+
+
+def test_what_the_kernels_cannot_do_is_left_to_native() -> None:
+    x = torch.randn(4, 64)
+    half = torch.randn(4, 128)[:, :64]
+    norm = ir.ops.rms_norm.impls[PROVIDER].supports_args
+    add_norm = ir.ops.fused_add_rms_norm.impls[PROVIDER].supports_args
+    weight = torch.ones(64)
+    assert norm(x, weight, 1e-6)
+    assert not norm(x, None, 1e-6)
+    assert not norm(x, weight.bfloat16(), 1e-6)
+    assert not norm(x, weight, 1e-6, 32)
+    assert add_norm(x, x.clone(), weight, 1e-6)
+    assert not add_norm(half, x, weight, 1e-6)
+    assert not add_norm(x, half, weight, 1e-6)

@@ -12,9 +12,12 @@ import logging
 import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from .page_layout import PageLayout
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +49,14 @@ class Implementation(Generic[RequestT]):
     Attributes:
         name: ``reference``, ``native`` or ``npu``.
         supports: says whether a request can be served, and why.
-        run: the kernel, with the operator's own arguments.
+        bind: takes pages and their layout, whose types and shapes will not change, and returns the
+            kernel, with the operator's own arguments except ``layout``. What depends on these
+            alone is computed here, once.
     """
 
     name: str
     supports: Callable[[RequestT], Support]
-    run: Callable[..., Any]
+    bind: Callable[[torch.Tensor, PageLayout], Callable[..., Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,12 @@ class Choice(Generic[RequestT]):
 
 
 class Bound(NamedTuple):
-    """What is left to do for calls of one signature: their checks have passed."""
+    """What is left to do for calls of one signature: their checks have passed.
+
+    Attributes:
+        run: the kernel; any pages of the signature's shape and strides will do.
+        layout: byte map of the pages.
+    """
 
     run: Callable[..., Any]
     layout: PageLayout
@@ -96,7 +106,9 @@ class Operator(Generic[RequestT]):
         """Return what :meth:`bind` kept for a signature, or None at its first call."""
         return self._bound.get(signature)
 
-    def bind(self, signature: Hashable, request: RequestT, layout: PageLayout) -> Bound:
+    def bind(
+        self, signature: Hashable, request: RequestT, pages: torch.Tensor, layout: PageLayout
+    ) -> Bound:
         """Choose an implementation for a signature whose checks have passed, and keep it.
 
         Checking and choosing anew would cost more than the kernel in a small decode step.
@@ -104,11 +116,12 @@ class Operator(Generic[RequestT]):
         Args:
             signature: everything of a call that its checks and the choice depend on.
             request: the same, for the choice.
+            pages: pages of this signature.
             layout: byte map of the pages.
         """
         if len(self._bound) >= _MAX_BOUND:
             self._bound.clear()
-        kept = Bound(self.choose(request).implementation.run, layout)
+        kept = Bound(self.choose(request).implementation.bind(pages, layout), layout)
         self._bound[signature] = kept
         return kept
 

@@ -33,8 +33,8 @@ class WriteRequest:
 operator: Operator[WriteRequest] = Operator(
     "kv_cache_write",
     (
-        Implementation("native", native.supports, native.kv_cache_write),
-        Implementation("reference", reference.supports, reference.kv_cache_write),
+        Implementation("native", native.supports, native.bind),
+        Implementation("reference", reference.supports, reference.bind),
     ),
 )
 
@@ -100,14 +100,14 @@ def _cpu(
         request = WriteRequest(
             key.dtype, pages.dtype, pages.shape[1], page_layout.head_dim, page_layout.block_size
         )
-        bound = operator.bind(signature, request, page_layout)
+        bound = operator.bind(signature, request, pages, page_layout)
     tokens = slot_mapping.shape[0]
     if key.shape[0] != value.shape[0]:
         raise _differ(key, value)
     if tokens > key.shape[0]:
         raise ValueError(f"slot_mapping names {tokens} tokens, key has {key.shape[0]}.")
     if tokens:
-        bound.run(key, value, pages, slot_mapping, bound.layout)
+        bound.run(key, value, pages, slot_mapping)
 
 
 def _differ(key: torch.Tensor, value: torch.Tensor) -> ValueError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,20 +21,6 @@ def supports(request: WriteRequest) -> Support:
     return native.support()
 
 
-def kv_cache_write(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    pages: torch.Tensor,
-    slot_mapping: torch.Tensor,
-    layout: PageLayout,
-) -> None:
-    """Write in one pass over K and V; see the operator's documentation."""
-    native.kv_write(
-        native.load(),
-        key,
-        value,
-        pages,
-        slot_mapping,
-        layout,
-        num_threads=torch.get_num_threads(),
-    )
+def bind(pages: torch.Tensor, layout: PageLayout) -> Callable[..., None]:
+    """Return the best library's kernel for pages of one layout, shape and strides."""
+    return partial(native.kv_write, native.load(), native.PageFields.of(pages, layout))

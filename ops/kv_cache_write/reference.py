@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
 def supports(request: WriteRequest) -> Support:
     """Serve everything: this is the meaning of the operator."""
     return Support(True, "plain torch")
+
+
+def bind(pages: torch.Tensor, layout: PageLayout) -> Callable[..., None]:
+    """Return the operator for pages of one layout."""
+    return partial(kv_cache_write, layout=layout)
 
 
 def kv_cache_write(

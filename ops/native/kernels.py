@@ -6,6 +6,8 @@ kernels find out themselves (block ids and slots) is answered here.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from ..page_layout import PageLayout
@@ -20,22 +22,34 @@ DTYPES: dict[torch.dtype, int] = {
 }
 
 
-def _page_fields(pages: torch.Tensor, layout: PageLayout) -> tuple[int, ...]:
-    """Fields of ``ascend_pages``, in order."""
-    block_stride, head_stride, _, _ = pages.stride()
-    itemsize = pages.itemsize
-    return (
-        pages.data_ptr(),
-        pages.shape[0],
-        block_stride * itemsize,
-        head_stride * itemsize,
-        layout.k_offset,
-        layout.v_offset,
-        DTYPES[pages.dtype],
-        layout.block_size,
-        pages.shape[1],
-        layout.head_dim,
-    )
+class PageFields(NamedTuple):
+    """Fields of ``ascend_pages`` after ``data``: the same for all pages of one signature."""
+
+    num_blocks: int
+    block_stride: int
+    head_stride: int
+    k_offset: int
+    v_offset: int
+    dtype: int
+    block_size: int
+    num_kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, pages: torch.Tensor, layout: PageLayout) -> PageFields:
+        """Return the fields of ``pages``; strides in bytes."""
+        block_stride, head_stride, _, _ = pages.stride()
+        return cls(
+            num_blocks=pages.shape[0],
+            block_stride=block_stride * pages.itemsize,
+            head_stride=head_stride * pages.itemsize,
+            k_offset=layout.k_offset,
+            v_offset=layout.v_offset,
+            dtype=DTYPES[pages.dtype],
+            block_size=layout.block_size,
+            num_kv_heads=pages.shape[1],
+            head_dim=layout.head_dim,
+        )
 
 
 def _address(tensor: torch.Tensor | None) -> int:
@@ -44,13 +58,13 @@ def _address(tensor: torch.Tensor | None) -> int:
 
 def paged_attention(
     lib: NativeLibrary,
+    fields: PageFields,
     query: torch.Tensor,
     pages: torch.Tensor,
     out: torch.Tensor,
     query_start_loc: torch.Tensor,
     seq_lens: torch.Tensor,
     block_table: torch.Tensor,
-    layout: PageLayout,
     *,
     scale: float,
     causal: bool,
@@ -58,14 +72,13 @@ def paged_attention(
     soft_cap: float,
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
-    num_threads: int,
 ) -> None:
-    """Call ``ascend_cpu_paged_attention``; arguments as in ``ops.paged_attention``.
+    """Call ``ascend_cpu_paged_attention`` on torch's threads; arguments as in the operator.
 
     Args:
         lib: loaded kernels.
+        fields: constants of the pages.
         query: as in the operator, like every argument not named here.
-        num_threads: OpenMP threads.
 
     Raises:
         ValueError: a block id outside the pages; nothing was written.
@@ -73,7 +86,8 @@ def paged_attention(
     q_token, q_head, _ = query.stride()
     out_token, out_head, _ = out.stride()
     args = pack_attention_args(
-        *_page_fields(pages, layout),
+        pages.data_ptr(),
+        *fields,
         query.data_ptr(),
         out.data_ptr(),
         q_token,
@@ -93,33 +107,31 @@ def paged_attention(
         DTYPES[query.dtype],
         query.shape[1],
         seq_lens.shape[0],
-        num_threads,
+        torch.get_num_threads(),
     )
     status = lib.attention(args)
     if status == Status.BAD_BLOCK_ID:
         raise ValueError(
-            f"block_table names a block outside the pages, which hold {pages.shape[0]} blocks; it "
-            "must belong to this KV cache and cover seq_lens."
+            f"block_table names a block outside the pages, which hold {fields.num_blocks} blocks; "
+            "it must belong to this KV cache and cover seq_lens."
         )
-    _expect_ok(status, layout)
+    _expect_ok(status, fields)
 
 
 def kv_write(
     lib: NativeLibrary,
+    fields: PageFields,
     key: torch.Tensor,
     value: torch.Tensor,
     pages: torch.Tensor,
     slot_mapping: torch.Tensor,
-    layout: PageLayout,
-    *,
-    num_threads: int,
 ) -> None:
-    """Call ``ascend_cpu_kv_write``; arguments as in ``ops.kv_cache_write``.
+    """Call ``ascend_cpu_kv_write`` on torch's threads; arguments as in the operator.
 
     Args:
         lib: loaded kernels.
+        fields: constants of the pages.
         key: as in the operator, like every argument not named here.
-        num_threads: OpenMP threads.
 
     Raises:
         ValueError: a slot outside the pages; nothing was written.
@@ -127,7 +139,8 @@ def kv_write(
     key_token, key_head, _ = key.stride()
     value_token, value_head, _ = value.stride()
     args = pack_write_args(
-        *_page_fields(pages, layout),
+        pages.data_ptr(),
+        *fields,
         key.data_ptr(),
         value.data_ptr(),
         key_token,
@@ -137,20 +150,20 @@ def kv_write(
         slot_mapping.data_ptr(),
         slot_mapping.shape[0],
         DTYPES[key.dtype],
-        num_threads,
+        torch.get_num_threads(),
     )
     status = lib.write(args)
     if status == Status.BAD_SLOT:
         raise ValueError(
             f"slot {int(slot_mapping.max())} lies outside the pages, which hold "
-            f"{pages.shape[0] * layout.block_size}; slot_mapping must belong to this KV cache."
+            f"{fields.num_blocks * fields.block_size}; slot_mapping must belong to this KV cache."
         )
-    _expect_ok(status, layout)
+    _expect_ok(status, fields)
 
 
-def _expect_ok(status: int, layout: PageLayout) -> None:
+def _expect_ok(status: int, fields: PageFields) -> None:
     if status != Status.OK:
         raise RuntimeError(
-            f"the native kernels refuse {layout} (status {status}), which the operator's checks "
+            f"the native kernels refuse {fields} (status {status}), which the operator's checks "
             "let through; please report this, and set ops.implementation to 'reference' meanwhile."
         )

@@ -35,8 +35,8 @@ class AttentionRequest:
 operator: Operator[AttentionRequest] = Operator(
     "paged_attention",
     (
-        Implementation("native", native.supports, native.paged_attention),
-        Implementation("reference", reference.supports, reference.paged_attention),
+        Implementation("native", native.supports, native.bind),
+        Implementation("reference", reference.supports, reference.bind),
     ),
 )
 
@@ -151,7 +151,6 @@ def _cpu(
         query_start_loc,
         seq_lens,
         block_table,
-        bound.layout,
         scale=scale,
         causal=causal,
         window=window,
@@ -178,7 +177,7 @@ def _bind(
         page_layout.head_dim,
         page_layout.block_size,
     )
-    return operator.bind(signature, request, page_layout)
+    return operator.bind(signature, request, pages, page_layout)
 
 
 def _check_tensors(

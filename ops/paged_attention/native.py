@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,37 +21,6 @@ def supports(request: AttentionRequest) -> Support:
     return native.support()
 
 
-def paged_attention(
-    query: torch.Tensor,
-    pages: torch.Tensor,
-    out: torch.Tensor,
-    query_start_loc: torch.Tensor,
-    seq_lens: torch.Tensor,
-    block_table: torch.Tensor,
-    layout: PageLayout,
-    *,
-    scale: float,
-    causal: bool,
-    window: int,
-    soft_cap: float,
-    alibi_slopes: torch.Tensor | None,
-    sinks: torch.Tensor | None,
-) -> None:
-    """Attend with the best library of this machine; see the operator's documentation."""
-    native.paged_attention(
-        native.load(),
-        query,
-        pages,
-        out,
-        query_start_loc,
-        seq_lens,
-        block_table,
-        layout,
-        scale=scale,
-        causal=causal,
-        window=window,
-        soft_cap=soft_cap,
-        alibi_slopes=alibi_slopes,
-        sinks=sinks,
-        num_threads=torch.get_num_threads(),
-    )
+def bind(pages: torch.Tensor, layout: PageLayout) -> Callable[..., None]:
+    """Return the best library's kernel for pages of one layout, shape and strides."""
+    return partial(native.paged_attention, native.load(), native.PageFields.of(pages, layout))

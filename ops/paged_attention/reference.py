@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,6 +32,11 @@ class Scores:
 def supports(request: AttentionRequest) -> Support:
     """Serve everything: this is the meaning of the operator."""
     return Support(True, "plain torch")
+
+
+def bind(pages: torch.Tensor, layout: PageLayout) -> Callable[..., None]:
+    """Return the operator for pages of one layout."""
+    return partial(paged_attention, layout=layout)
 
 
 def paged_attention(

@@ -86,7 +86,7 @@ def serve(
 
     settings = Settings(
         batch=batch,
-        contexts=tuple(context or (1536,)),
+        contexts=tuple(context or (1536, 4096)),
         new_tokens=new_tokens,
         rounds=rounds,
         threads=machine.available_cpus() if threads is None else threads,

@@ -63,7 +63,8 @@ Models = Annotated[
 ]
 ServeBatch = Annotated[int, typer.Option(help="Requests at once.")]
 ServeContexts = Annotated[
-    list[int] | None, typer.Option(help="Tokens of a prompt; repeatable.", show_default="1536")
+    list[int] | None,
+    typer.Option(help="Tokens of a prompt; repeatable.", show_default="1536, 4096"),
 ]
 DecodeSteps = Annotated[int, typer.Option(help="Decode steps of a round.")]
 Rounds = Annotated[int, typer.Option(help="Decode rounds of each contender.")]

@@ -70,8 +70,7 @@ class AscendCPUPlatform(CpuPlatform):
             return super().get_default_ir_op_priority(vllm_config)
         from .cpu_norms import PROVIDER
 
-        fused = [PROVIDER, "native"]
-        return IrOpPriorityConfig.with_default(["native"], rms_norm=fused, fused_add_rms_norm=fused)
+        return IrOpPriorityConfig.with_default(["native"], rms_norm=[PROVIDER, "native"])
 
     @classmethod
     def get_attn_backend_cls(

@@ -69,18 +69,22 @@ from ascend_plugin.cli.main import main
 def break_operator(operator, wrong):
     best = operator.implementations[0]
     operator.implementations = (
-        dataclasses.replace(best, supports=operator.implementations[-1].supports, run=wrong),
+        dataclasses.replace(best, supports=operator.implementations[-1].supports, bind=wrong),
     )
 
-right_attention = paged_attention.operator.implementations[-1].run
-right_write = kv_cache_write.operator.implementations[-1].run
+bind_attention = paged_attention.operator.implementations[-1].bind
+bind_write = kv_cache_write.operator.implementations[-1].bind
 
-def attention(query, pages, out, *rest, **options):
-    right_attention(query, pages, out, *rest, **options)
-    out *= 1.1
+def attention(pages, layout):
+    right = bind_attention(pages, layout)
+    def run(query, pages, out, *rest, **options):
+        right(query, pages, out, *rest, **options)
+        out *= 1.1
+    return run
 
-def write(key, value, pages, slots, layout):
-    right_write(key[:-1], value[:-1], pages, slots[:-1], layout)
+def write(pages, layout):
+    right = bind_write(pages, layout)
+    return lambda key, value, pages, slots: right(key[:-1], value[:-1], pages, slots[:-1])
 
 break_operator(paged_attention.operator, attention)
 break_operator(kv_cache_write.operator, write)

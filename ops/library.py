@@ -12,6 +12,9 @@ NAMESPACE = "ascend_plugin"
 #: One fragment for the life of the process: dropping it would unregister the operators.
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
+#: Tensors without a subclass that would want to see the call (fake and functional ones do).
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 
 def register(
     schema: str,
@@ -54,6 +57,3 @@ def needs_dispatcher(tensor: torch.Tensor) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.compiler.is_compiling()
     )
-
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)

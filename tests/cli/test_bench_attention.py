@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from machine_keys import MACHINE_KEYS
 
 ROW_KEYS = {
     "phase",
@@ -35,16 +36,7 @@ ROW_KEYS = {
     "pairs",
     "note",
 }
-META_KEYS = {
-    "versions",
-    "cpu",
-    "isa",
-    "threads",
-    "cpus_available",
-    "load_average",
-    "huge_pages",
-    "time",
-    "argv",
+META_KEYS = MACHINE_KEYS | {
     "our_cache",
     "stock_cache",
     "interleaving",

@@ -5,18 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-
-META_KEYS = {
-    "versions",
-    "cpu",
-    "isa",
-    "threads",
-    "cpus_available",
-    "load_average",
-    "huge_pages",
-    "time",
-    "argv",
-}
+from machine_keys import MACHINE_KEYS
 
 
 def _rows(done) -> dict[str, dict[str, str]]:
@@ -28,7 +17,7 @@ def test_this_environment(run_cli):
     done = run_cli("doctor", "--json")
     result = json.loads(done.stdout)
     assert set(result) == {"rows", "meta"}
-    assert set(result["meta"]) == META_KEYS
+    assert set(result["meta"]) == MACHINE_KEYS
     assert set(result["meta"]["versions"]) == {"ascend-plugin", "vllm", "torch", "python"}
     rows = _rows(done)
     for row in rows.values():

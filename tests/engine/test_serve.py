@@ -51,6 +51,18 @@ def _wait_until_gone(group: int, seconds: float) -> None:
     raise TimeoutError(f"processes of group {group} are left behind")
 
 
+def _expect_clean_stop(log: str) -> None:
+    """The engine ends without an error, and none passes through the plugin.
+
+    vLLM's API server may report a dead engine: it asks for the engine's output until it has
+    noticed, itself, that the same signal stopped both.
+    """
+    failures = [line for line in log.splitlines() if "Traceback" in line]
+    assert all(line.startswith("(APIServer") for line in failures), failures
+    assert not failures or "EngineDeadError" in log
+    assert "ascend_plugin" not in log
+
+
 def _ask(port: int, path: str, body: dict | None = None) -> str:
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}",
@@ -100,7 +112,7 @@ def test_serve(server: tuple[subprocess.Popen, int, Path]) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(60) in (0, -signal.SIGINT, 128 + signal.SIGINT)
     _wait_until_gone(process.pid, 30)
-    assert "Traceback" not in log.read_text()[len(text) :]
+    _expect_clean_stop(log.read_text()[len(text) :])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

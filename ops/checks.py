@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .page_layout import PageLayout
+from .page_layout import PageLayout, Quantisation
 
 #: Element types of pages without quantisation, and of queries, keys and values.
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -67,6 +67,21 @@ def check_float(name: str, dtype: torch.dtype) -> None:
         )
 
 
+def check_page_dtype(dtype: torch.dtype, quantisation: Quantisation) -> None:
+    """Refuse an element type of pages that does not go with what the elements mean.
+
+    Raises:
+        ValueError: quantised pages are not int8, or others are no float type.
+    """
+    if quantisation is Quantisation.NONE:
+        check_float("a page without quantisation", dtype)
+    elif dtype != torch.int8:
+        raise ValueError(
+            f"{quantisation.name.lower()} pages hold int8, got {dtype}. Use --kv-cache-dtype "
+            "int8_per_token_head."
+        )
+
+
 def check_integer(name: str, tensor: torch.Tensor, dtype: torch.dtype, ndim: int) -> None:
     """Refuse an index tensor of the wrong type, rank or order in memory.
 
@@ -123,7 +138,7 @@ def check_pages(pages: torch.Tensor, layout: PageLayout) -> None:
     Raises:
         ValueError: rank, block size, bytes of a run, offsets or order in memory differ.
     """
-    check_float("pages", pages.dtype)
+    check_page_dtype(pages.dtype, Quantisation(layout.quantisation))
     check_block_size(layout.block_size)
     check_head_dim(layout.head_dim)
     if pages.dim() != 4 or pages.shape[2] != layout.block_size:

@@ -6,23 +6,68 @@ module only names them, so that ``ops`` needs no import from above it.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple
 
 #: Bytes of one fractal row: the NPU's cube reads 32-byte rows, whatever the element.
 FRACTAL_ROW_BYTES = 32
 
 
+class Quantisation(IntEnum):
+    """What the elements of K and V in a page mean.
+
+    Attributes:
+        NONE: they are the values, float32, float16 or bfloat16.
+        C8D: int8; a float32 scale per token and kv head lies in the page.
+        C8S: int8; a static float32 scale per kv head and channel belongs to the layer.
+        C8P: as C8S, and the page holds 4-bit residuals ("patches") of outlier tokens.
+    """
+
+    NONE = 0
+    C8D = 1
+    C8S = 2
+    C8P = 3
+
+    @property
+    def static(self) -> bool:
+        """Whether the scales belong to the layer, and operators must be given them."""
+        return self in (Quantisation.C8S, Quantisation.C8P)
+
+
+class PatchCode(IntEnum):
+    """How 4 bits hold an element of a residual, in units of the patch's scale.
+
+    Attributes:
+        INT4: two's complement, -7 to 7.
+        E3M0: a sign (bit 3) and an exponent (bits 0 to 2): 0, then 1, 2, 4 to 64.
+    """
+
+    INT4 = 0
+    E3M0 = 1
+
+
 class PageLayout(NamedTuple):
     """Byte map of one (block, kv head) run of a page.
 
-    Operators take it as ``int[] layout`` (it is a tuple of ints).
+    Operators take it as ``int[] layout`` (it is a tuple of ints). Offsets are bytes from the start
+    of the run.
 
     Attributes:
         block_size: tokens in a block.
         head_dim: elements of K, and of V, per token and head.
-        k_offset: bytes from the start of the run to K in NZ order.
-        v_offset: bytes from the start of the run to V in NZ order.
+        k_offset: K in NZ order.
+        v_offset: V in NZ order.
         run_bytes: bytes of the whole run.
+        quantisation: a :class:`Quantisation`.
+        k_scales_offset: C8D: float32 ``[block_size]``, what an element of K is worth.
+        v_scales_offset: C8D: the same of V.
+        patch_code: C8P: a :class:`PatchCode`.
+        patch_slots: C8P: slots for K, and for V. Token ``n`` of the block can only use slot
+            ``n % patch_slots``.
+        k_patches_offset: C8P: K's pool: tags int16 ``[slots]`` (0: empty, ``n + 1``: token ``n``),
+            scales float32 ``[slots]``, codes ``[slots, padded_head_dim / 2]`` bytes, of which the
+            low half holds the even column. A residual is ``code * scale * channel scale``.
+        v_patches_offset: C8P: V's pool.
     """
 
     block_size: int
@@ -30,8 +75,21 @@ class PageLayout(NamedTuple):
     k_offset: int
     v_offset: int
     run_bytes: int
+    quantisation: int = Quantisation.NONE
+    k_scales_offset: int = 0
+    v_scales_offset: int = 0
+    patch_code: int = PatchCode.INT4
+    patch_slots: int = 0
+    k_patches_offset: int = 0
+    v_patches_offset: int = 0
 
 
 def column_group(itemsize: int) -> int:
     """Elements per NZ column group (C0): 16 of 2 bytes, 8 of 4 bytes, 32 of 1 byte."""
     return FRACTAL_ROW_BYTES // itemsize
+
+
+def padded_head_dim(head_dim: int, itemsize: int) -> int:
+    """Return ``head_dim`` rounded up to whole column groups; what the padding holds is undefined."""
+    group = column_group(itemsize)
+    return -(-head_dim // group) * group

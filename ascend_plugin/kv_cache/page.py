@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd, prod
 
 import torch
 
 from ascend_plugin.ops import checks
-from ascend_plugin.ops.page_layout import PageLayout, column_group
+from ascend_plugin.ops.page_layout import (
+    PageLayout,
+    PatchCode,
+    Quantisation,
+    column_group,
+    padded_head_dim,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +53,30 @@ class Region:
     nbytes: int
 
 
+#: A pool of patches has one slot for so many tokens, for K and for V.
+TOKENS_PER_PATCH_SLOT = 8
+
+#: Runs start on cache lines.
+_RUN_ALIGNMENT = 64
+
+
 @dataclass(frozen=True, slots=True)
 class PageFormat:
-    """Byte map of a page without quantisation.
+    """Byte map of a page.
 
-    A page holds ``num_kv_heads`` runs, one after the other. A run is ``K | V``, each in NZ order:
-    ``(head_dim / C0, block_size, C0)`` with ``C0 = 32 / itemsize``.
+    A page holds ``num_kv_heads`` runs, one after the other. A run is ``K | V | extras``. K and V
+    are in NZ order, ``(padded_head_dim / C0, block_size, C0)`` with ``C0 = 32 / itemsize``. The
+    extras make an int8 page self-contained: scales (C8D) or patches (C8P) of its tokens; none
+    without quantisation and with C8S. Zeros may follow, so that a run has as many bytes for every
+    token and starts on a cache line.
 
     Attributes:
-        dtype: element type of K and V: float32, float16 or bfloat16.
+        dtype: element type of K and V: float32, float16 or bfloat16, int8 if quantised.
         block_size: tokens in a block: a multiple of 16 up to 256.
         num_kv_heads: key/value heads of the layer on this device.
         head_dim: elements of K, and of V, per token and head: a multiple of 16 up to 256.
+        quantisation: what the elements mean.
+        patch_code: how C8P codes residuals.
 
     Raises:
         ValueError: a value that pages cannot hold; the message says what is allowed.
@@ -67,10 +86,12 @@ class PageFormat:
     block_size: int
     num_kv_heads: int
     head_dim: int
+    quantisation: Quantisation = Quantisation.NONE
+    patch_code: PatchCode = PatchCode.INT4
 
     def __post_init__(self) -> None:
         """Refuse what pages cannot hold."""
-        checks.check_float("a page", self.dtype)
+        checks.check_page_dtype(self.dtype, self.quantisation)
         checks.check_block_size(self.block_size)
         checks.check_head_dim(self.head_dim)
         if self.num_kv_heads < 1:
@@ -82,24 +103,65 @@ class PageFormat:
         return column_group(self.dtype.itemsize)
 
     @property
-    def planes(self) -> tuple[Plane, ...]:
-        """The arrays of a run, in memory order."""
-        shape = (self.head_dim // self.column_group, self.block_size, self.column_group)
-        nbytes = self.block_size * self.head_dim * self.dtype.itemsize
-        return (
-            Plane("K", 0, nbytes, shape, self.dtype),
-            Plane("V", nbytes, nbytes, shape, self.dtype),
-        )
+    def padded_head_dim(self) -> int:
+        """Columns of K, and of V, in the page: ``head_dim`` in whole column groups."""
+        return padded_head_dim(self.head_dim, self.dtype.itemsize)
 
     @property
-    def run_bytes(self) -> int:
-        """Bytes of one (block, kv head)."""
-        return sum(plane.nbytes for plane in self.planes)
+    def patch_slots(self) -> int:
+        """Slots of each pool of patches; 0 without."""
+        if self.quantisation is not Quantisation.C8P:
+            return 0
+        return self.block_size // TOKENS_PER_PATCH_SLOT
+
+    @property
+    def planes(self) -> tuple[Plane, ...]:
+        """The arrays of a run, in memory order."""
+        columns, size, slots = self.padded_head_dim, self.block_size, self.patch_slots
+        fractals = (columns // self.column_group, size, self.column_group)
+        arrays: list[tuple[str, tuple[int, ...], torch.dtype]] = [
+            ("K", fractals, self.dtype),
+            ("V", fractals, self.dtype),
+        ]
+        if self.quantisation is Quantisation.C8D:
+            arrays += [(f"{name} scales", (size,), torch.float32) for name in "KV"]
+        if self.quantisation is Quantisation.C8P:
+            for name in "KV":
+                arrays += [
+                    (f"{name} patch tags", (slots,), torch.int16),
+                    (f"{name} patch scales", (slots,), torch.float32),
+                    (f"{name} patch codes", (slots, columns // 2), torch.uint8),
+                ]
+        planes, offset = [], 0
+        for name, shape, dtype in arrays:
+            plane = Plane(name, offset, prod(shape) * dtype.itemsize, shape, dtype)
+            planes.append(plane)
+            offset += plane.nbytes
+        return tuple(planes)
+
+    def plane(self, name: str) -> Plane:
+        """Return the array of a run that has this name.
+
+        Raises:
+            KeyError: this page has none of that name.
+        """
+        for plane in self.planes:
+            if plane.name == name:
+                return plane
+        raise KeyError(name)
 
     @property
     def token_bytes(self) -> int:
         """Bytes per (kv head, token): vLLM's content size ``C`` of ``[B, H, N, C]``."""
-        return self.run_bytes // self.block_size
+        used = sum(plane.nbytes for plane in self.planes)
+        per_token = -(-used // self.block_size)
+        step = _RUN_ALIGNMENT // gcd(_RUN_ALIGNMENT, self.block_size)
+        return -(-per_token // step) * step
+
+    @property
+    def run_bytes(self) -> int:
+        """Bytes of one (block, kv head)."""
+        return self.token_bytes * self.block_size
 
     @property
     def page_bytes(self) -> int:
@@ -108,13 +170,20 @@ class PageFormat:
 
     def layout(self) -> PageLayout:
         """Return the byte map in the form operators take."""
-        key, value = self.planes
+        at = {plane.name: plane.offset for plane in self.planes}
         return PageLayout(
             block_size=self.block_size,
             head_dim=self.head_dim,
-            k_offset=key.offset,
-            v_offset=value.offset,
+            k_offset=at["K"],
+            v_offset=at["V"],
             run_bytes=self.run_bytes,
+            quantisation=int(self.quantisation),
+            k_scales_offset=at.get("K scales", 0),
+            v_scales_offset=at.get("V scales", 0),
+            patch_code=int(self.patch_code) if self.patch_slots else 0,
+            patch_slots=self.patch_slots,
+            k_patches_offset=at.get("K patch tags", 0),
+            v_patches_offset=at.get("V patch tags", 0),
         )
 
     def pages_shape(self, num_blocks: int) -> tuple[int, int, int, int]:

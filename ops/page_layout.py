@@ -90,6 +90,6 @@ def column_group(itemsize: int) -> int:
 
 
 def padded_head_dim(head_dim: int, itemsize: int) -> int:
-    """Return ``head_dim`` rounded up to whole column groups; what the padding holds is undefined."""
+    """Return ``head_dim`` in whole column groups; what the padding columns hold is undefined."""
     group = column_group(itemsize)
     return -(-head_dim // group) * group

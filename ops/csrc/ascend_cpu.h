@@ -10,13 +10,28 @@
 extern "C" {
 #endif
 
-#define ASCEND_CPU_ABI_VERSION 1
+#define ASCEND_CPU_ABI_VERSION 2
 #define ASCEND_API __attribute__((visibility("default")))
 
 enum ascend_dtype {
   ASCEND_FLOAT32 = 0,
   ASCEND_FLOAT16 = 1,
   ASCEND_BFLOAT16 = 2,
+  ASCEND_INT8 = 3,  // pages only
+};
+
+// What int8 elements of a page mean (ops/page_layout.py, Quantisation).
+enum ascend_quantisation {
+  ASCEND_UNQUANTISED = 0,
+  ASCEND_C8D = 1,  // a float32 scale per token lies in the page
+  ASCEND_C8S = 2,  // a static float32 scale per kv head and channel is an argument
+  ASCEND_C8P = 3,  // as C8S, and the page holds 4-bit residuals (patches) of outlier tokens
+};
+
+// Values of the 4 bits of a patch element.
+enum ascend_patch_code {
+  ASCEND_INT4 = 0,  // two's complement
+  ASCEND_E3M0 = 1,  // sign and exponent: 0, then 1, 2, 4 to 64
 };
 
 enum ascend_status {
@@ -28,18 +43,30 @@ enum ascend_status {
 
 // KV pages of one layer. A (block, kv head) run is contiguous: K in NZ at k_offset, V in NZ at
 // v_offset, NZ being (head_dim / C0, block_size, C0) with C0 = 32 / itemsize elements.
-// head_dim: multiple of 16, at most 256. block_size: multiple of 16, at most 256.
+// head_dim: multiple of 16, at most 256, padded to whole column groups in the page. block_size:
+// multiple of 16, at most 256.
+//
+// A pool of patches is: tags int16 [slots] (0 empty, n + 1 token n), scales float [slots], codes
+// [slots][padded head_dim / 2], the low 4 bits of a byte for the even column. Token n can only be
+// in slot n % slots.
 typedef struct ascend_pages {
   void *data;  // byte address of (block 0, kv head 0)
   int64_t num_blocks;
-  int64_t block_stride;  // bytes
-  int64_t head_stride;   // bytes
-  int64_t k_offset;      // bytes inside a run
-  int64_t v_offset;      // bytes inside a run
-  int32_t dtype;         // ascend_dtype
-  int32_t block_size;    // tokens
+  int64_t block_stride;      // bytes
+  int64_t head_stride;       // bytes
+  int64_t k_offset;          // bytes inside a run
+  int64_t v_offset;          // bytes inside a run
+  int64_t k_scales_offset;   // bytes inside a run, C8D: float [block_size]
+  int64_t v_scales_offset;   // the same of V
+  int64_t k_patches_offset;  // bytes inside a run, C8P: K's pool
+  int64_t v_patches_offset;  // V's pool
+  int32_t dtype;             // ascend_dtype
+  int32_t block_size;        // tokens
   int32_t num_kv_heads;
   int32_t head_dim;
+  int32_t quantisation;  // ascend_quantisation
+  int32_t patch_code;    // ascend_patch_code
+  int32_t patch_slots;   // slots of each pool
 } ascend_pages;
 
 // Ragged batch of queries over paged KV. Sequence i owns query rows
@@ -58,6 +85,7 @@ typedef struct ascend_attention_args {
   int64_t block_table_stride;      // elements
   const float *alibi_slopes;       // [num_heads] or null
   const float *sinks;              // [num_heads] logits or null
+  const float *channel_scales;     // [2][num_kv_heads][head_dim], K first: C8S and C8P, else null
   float scale;
   float soft_cap;       // 0: none; else s = soft_cap * tanh(s / soft_cap)
   int32_t window;       // tokens a query sees including itself; 0: all
@@ -66,7 +94,17 @@ typedef struct ascend_attention_args {
   int32_t num_heads;
   int32_t num_seqs;
   int32_t num_threads;
+  int32_t fast;  // int8: 8-bit instead of 16-bit products of query and weights
 } ascend_attention_args;
+
+// Of int8 pages; a row is a (token, kv head) of K or of V.
+enum ascend_write_counter {
+  ASCEND_ROWS_WRITTEN = 0,
+  ASCEND_ROWS_SATURATED = 1,  // some element lay outside the range of static scales
+  ASCEND_ROWS_PATCHED = 2,
+  ASCEND_PATCHES_DROPPED = 3,  // the slot belonged to an earlier token of the block
+  ASCEND_COUNTERS = 4,
+};
 
 typedef struct ascend_write_args {
   ascend_pages pages;
@@ -77,7 +115,10 @@ typedef struct ascend_write_args {
   int64_t value_token_stride;   // elements
   int64_t value_head_stride;    // elements
   const int64_t *slot_mapping;  // [num_tokens]; negative: padding, skipped
+  const float *channel_scales;  // as in attention
+  int64_t *counters;            // ascend_write_counter, added to; or null
   int64_t num_tokens;
+  float patch_thresholds[2];  // C8P: relative error of K and V from which a row gets a patch
   int32_t dtype;  // ascend_dtype of key and value; converted to the page's when different
   int32_t num_threads;
 } ascend_write_args;

@@ -5,7 +5,10 @@
 #include "item.h"
 #include "narrow.h"
 #include "narrow_bf16.h"
+#include "narrow_int8.h"
+#include "staged_int8.h"
 #include "wide.h"
+#include "wide_int8.h"
 
 namespace ascend {
 namespace {
@@ -28,7 +31,37 @@ constexpr KernelSet kFloatKernels = {run_item<Narrow<E, 1>>, run_item<Narrow<E, 
                                      run_item<Narrow<E, 4>>, run_item<Wide<E, FloatSource<E>>>,
                                      E::kNarrowRows};
 
-const KernelSet *find_kernels(int dtype) {
+using StagedWide = StagedInt8<Wide<Float32, FloatSource<Float32>>>;
+
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && defined(__AVX512BF16__)
+template <bool kExact, bool kTokenScales, class WideKernel>
+constexpr KernelSet kInt8Kernels = {
+    run_item<NarrowInt8<1, kExact, kTokenScales>>, run_item<NarrowInt8<2, kExact, kTokenScales>>,
+    run_item<NarrowInt8<4, kExact, kTokenScales>>, run_item<WideKernel>, 32};
+
+template <bool kTokenScales>
+const KernelSet *choose_int8_kernels(const ascend_attention_args &a) {
+  if (a.fast) return &kInt8Kernels<false, kTokenScales, WideInt8>;
+  // bfloat16 products would lose what other queries have.
+  if (a.query_dtype == ASCEND_BFLOAT16) return &kInt8Kernels<true, kTokenScales, WideInt8>;
+  return &kInt8Kernels<true, kTokenScales, StagedWide>;
+}
+
+const KernelSet *find_int8_kernels(const ascend_attention_args &a) {
+  const bool token_scales = a.pages.quantisation == ASCEND_C8D;
+  return token_scales ? choose_int8_kernels<true>(a) : choose_int8_kernels<false>(a);
+}
+#else
+constexpr KernelSet kInt8Kernels = {
+    run_item<StagedInt8<Narrow<Float32, 1>>>, run_item<StagedInt8<Narrow<Float32, 2>>>,
+    run_item<StagedInt8<Narrow<Float32, 4>>>, run_item<StagedWide>, Float32::kNarrowRows};
+
+const KernelSet *find_int8_kernels(const ascend_attention_args &) { return &kInt8Kernels; }
+#endif
+
+const KernelSet *find_kernels(const ascend_attention_args &a) {
+  const int dtype = a.pages.dtype;
+  if (dtype == ASCEND_INT8) return find_int8_kernels(a);
   if (dtype == ASCEND_FLOAT32) return &kFloatKernels<Float32>;
   if (dtype == ASCEND_FLOAT16) return &kFloatKernels<Float16>;
   if (dtype != ASCEND_BFLOAT16) return nullptr;
@@ -42,12 +75,21 @@ const KernelSet *find_kernels(int dtype) {
 #endif
 }
 
+bool quantisation_supported(const ascend_attention_args &a) {
+  const ascend_pages &p = a.pages;
+  if (p.dtype != ASCEND_INT8) return p.quantisation == ASCEND_UNQUANTISED && !a.channel_scales;
+  if (p.quantisation == ASCEND_C8D) return !a.channel_scales;
+  if (p.quantisation == ASCEND_C8S) return a.channel_scales;
+  return p.quantisation == ASCEND_C8P && a.channel_scales && p.patch_slots > 0 &&
+         p.patch_slots <= kMaxPatchSlots && p.patch_code >= 0 && p.patch_code <= ASCEND_E3M0;
+}
+
 bool supported(const ascend_attention_args &a) {
   const ascend_pages &p = a.pages;
   const auto takes = [](int n, int limit) { return n > 0 && n % 16 == 0 && n <= limit; };
   return takes(p.head_dim, kMaxHeadDim) && takes(p.block_size, 256) && p.num_kv_heads > 0 &&
          a.num_heads > 0 && a.num_heads % p.num_kv_heads == 0 && a.query_dtype >= 0 &&
-         a.query_dtype <= ASCEND_BFLOAT16 && a.window >= 0;
+         a.query_dtype <= ASCEND_BFLOAT16 && a.window >= 0 && quantisation_supported(a);
 }
 
 State &thread_state() {
@@ -61,7 +103,7 @@ class Runner {
   Runner(const ascend_attention_args &args, Plan &plan, const KernelSet &kernels)
       : call_{args,
               {args.pages.head_dim, (int64_t)args.pages.block_size * kRowBytes, args.scale,
-               args.soft_cap},
+               args.soft_cap, args.pages.patch_slots, args.pages.patch_code},
               args.num_heads / args.pages.num_kv_heads},
         plan_(plan),
         kernels_(kernels) {}
@@ -100,7 +142,7 @@ class Runner {
 
 extern "C" int ascend_cpu_paged_attention(const ascend_attention_args *args) {
   using namespace ascend;
-  const KernelSet *kernels = find_kernels(args->pages.dtype);
+  const KernelSet *kernels = find_kernels(*args);
   if (!kernels || !supported(*args)) return ASCEND_UNSUPPORTED;
   static thread_local Plan plan_of_thread;
   Plan &plan = plan_of_thread;

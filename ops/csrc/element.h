@@ -88,6 +88,13 @@ struct Float16 {
 #endif
 };
 
+// Without its scale: the integer itself.
+struct Int8 {
+  using Storage = int8_t;
+  static constexpr int kDtype = ASCEND_INT8;
+  static ASCEND_INLINE Vf widen(Vb x) { return widen_bytes(x); }
+};
+
 // Elements of a column group (C0) and the bytes of one of its rows.
 constexpr int kRowBytes = 32;
 template <class E>
@@ -100,6 +107,8 @@ ASCEND_INLINE Vf load_columns(const char *run, int64_t plane_bytes, int token, i
   const char *row = run + column / kC0 * plane_bytes + (int64_t)token * kRowBytes;
   if constexpr (sizeof(typename E::Storage) == 2) {
     return E::widen(load<Vh>(row + column % kC0 * 2));
+  } else if constexpr (sizeof(typename E::Storage) == 1) {
+    return E::widen(load<Vb>(row + column % kC0));
   } else if constexpr (kLanes <= kC0) {
     return load<Vf>(row + column % kC0 * 4);
   } else {

@@ -13,6 +13,15 @@ struct Call {
   const ascend_attention_args &args;
   Shape shape;
   int group;  // query heads per kv head
+
+  // Static scales of the channels, or null. They never meet the page: those of K are multiplied
+  // into the query, those of V into the result.
+  const float *key_scales(int kv_head) const {
+    return args.channel_scales ? args.channel_scales + kv_head * shape.head_dim : nullptr;
+  }
+  const float *value_scales(int kv_head) const {
+    return args.channel_scales ? key_scales(args.pages.num_kv_heads + kv_head) : nullptr;
+  }
 };
 
 // One item with everything its loops need to look up.
@@ -71,15 +80,21 @@ void prepare(const Work &work, State &state) {
   state.rows = work.job.rows;
   state.groups = (state.rows + R - 1) / R;
   prepare_rows<R>(work, state);
-  const size_t floats = (size_t)state.groups * R * work.call.shape.head_dim;
-  memset(state.query, 0, floats * sizeof(float));
-  memset(state.out, 0, floats * sizeof(float));
+  const Shape &shape = work.call.shape;
+  const size_t rows = (size_t)state.groups * R;
+  memset(state.query, 0, rows * shape.planes32() * 32 * sizeof(float));
+  memset(state.out, 0, rows * shape.head_dim * sizeof(float));
+  if constexpr (Kernel::kIntegers) memset(state.query_unit, 0, sizeof state.query_unit);
   alignas(64) float row_values[kMaxHeadDim];
+  const float *scales = work.call.key_scales(work.kv_head);
   for (int row = 0; row < state.rows; ++row) {
     const int64_t at =
         work.query_token(row) * a.query_token_stride + work.head(row) * a.query_head_stride;
-    widen_row(a.query_dtype, a.query, at, work.call.shape.head_dim, row_values);
-    Kernel::pack_query(work.call.shape, state, row, row_values);
+    widen_row(a.query_dtype, a.query, at, shape.head_dim, row_values);
+    if (scales) {
+      for (int d = 0; d < shape.head_dim; ++d) row_values[d] *= scales[d];
+    }
+    Kernel::pack_query(shape, state, row, row_values);
   }
 }
 
@@ -92,6 +107,33 @@ struct NextRun {
   }
 };
 
+// What a page of int8 holds besides K and V; the tile keeps null where there is none.
+inline void set_extras(const ascend_pages &pages, const char *run, const char *upcoming,
+                       Tile &tile) {
+  if (pages.quantisation == ASCEND_C8D) {
+    tile.k_scales = (const float *)(run + pages.k_scales_offset);
+    tile.v_scales = (const float *)(run + pages.v_scales_offset);
+  } else if (pages.quantisation == ASCEND_C8P) {
+    tile.k_patches = run + pages.k_patches_offset;
+    tile.v_patches = run + pages.v_patches_offset;
+    tile.next_patches[0] = upcoming ? upcoming + pages.k_patches_offset : nullptr;
+    tile.next_patches[1] = upcoming ? upcoming + pages.v_patches_offset : nullptr;
+  }
+}
+
+inline void prefetch_extras(const ascend_pages &pages, const char *run) {
+  if (!run || pages.quantisation == ASCEND_UNQUANTISED) return;
+  if (pages.quantisation == ASCEND_C8D) {
+    for (int i = 0; i < pages.block_size * 4; i += 64) {
+      __builtin_prefetch(run + pages.k_scales_offset + i, 0, 2);
+      __builtin_prefetch(run + pages.v_scales_offset + i, 0, 2);
+    }
+  } else if (pages.quantisation == ASCEND_C8P) {  // the tags; see prefetch_patches
+    __builtin_prefetch(run + pages.k_patches_offset, 0, 2);
+    __builtin_prefetch(run + pages.v_patches_offset, 0, 2);
+  }
+}
+
 template <class Kernel>
 void walk_pages(const Work &work, const NextRun &next, State &state) {
   const ascend_pages &pages = work.call.args.pages;
@@ -99,11 +141,13 @@ void walk_pages(const Work &work, const NextRun &next, State &state) {
   for (int page = work.job.first_page; page < work.job.last_page; ++page) {
     const char *run = page_run(pages, work.blocks[page], work.kv_head);
     const char *upcoming = next.of(work, page);
-    Tile tile;
+    Tile tile{};
     tile.k = run + pages.k_offset;
     tile.v = run + pages.v_offset;
     tile.next_k = upcoming ? upcoming + pages.k_offset : nullptr;
     tile.next_v = upcoming ? upcoming + pages.v_offset : nullptr;
+    set_extras(pages, run, upcoming, tile);
+    prefetch_extras(pages, upcoming);
     tile.position = page * pages.block_size;
     const int begin = std::max(0, lo - tile.position);
     const int end = std::min<int>(pages.block_size, hi - tile.position);
@@ -119,8 +163,11 @@ void walk_pages(const Work &work, const NextRun &next, State &state) {
 }
 
 // Split results of a job and kv head, [split]: rows x head_dim, then maxima, then sums.
-inline void write_row(const Work &work, int row, const float *values) {
+inline void write_row(const Work &work, int row, float *values) {
   const ascend_attention_args &a = work.call.args;
+  if (const float *scales = work.call.value_scales(work.kv_head)) {
+    for (int d = 0; d < work.call.shape.head_dim; ++d) values[d] *= scales[d];
+  }
   const int64_t at =
       work.query_token(row) * a.out_token_stride + work.head(row) * a.out_head_stride;
   round_row(a.query_dtype, values, work.call.shape.head_dim, a.out, at);

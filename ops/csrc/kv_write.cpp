@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "element.h"
+#include "kv_write_int8.h"
 
 namespace ascend {
 namespace {
@@ -118,16 +119,19 @@ extern "C" int ascend_cpu_kv_write(const ascend_write_args *args) {
   using namespace ascend;
   const ascend_write_args &a = *args;
   const ascend_pages &p = a.pages;
-  const WriteFunction write = choose(a.dtype, p.dtype);
-  if (!write || p.head_dim <= 0 || p.head_dim % 16 || p.head_dim > 256 || p.block_size <= 0 ||
+  if (p.head_dim <= 0 || p.head_dim % 16 || p.head_dim > 256 || p.block_size <= 0 ||
       p.block_size % 16 || p.block_size > 256) {
     return ASCEND_UNSUPPORTED;
   }
   if (!slots_valid(a)) return ASCEND_BAD_SLOT;
+  const int64_t bytes = a.num_tokens * p.num_kv_heads * p.head_dim * (p.dtype ? 4 : 8);
+  const bool serial = a.num_threads <= 1 || bytes <= kSerialBytes;
+  if (p.dtype == ASCEND_INT8) return write_int8(a, kChunkTokens, serial);
+  const WriteFunction write = choose(a.dtype, p.dtype);
+  if (!write || p.quantisation != ASCEND_UNQUANTISED) return ASCEND_UNSUPPORTED;
   const Writer writer{a, source_of(a.key, a.key_token_stride, a.key_head_stride, a.dtype),
                       source_of(a.value, a.value_token_stride, a.value_head_stride, a.dtype)};
-  const int64_t bytes = a.num_tokens * p.num_kv_heads * p.head_dim * (p.dtype ? 4 : 8);
-  if (a.num_threads <= 1 || bytes <= kSerialBytes) {
+  if (serial) {
     for (int64_t from = 0; from < a.num_tokens; from += kChunkTokens) {
       const int64_t to = std::min(a.num_tokens, from + kChunkTokens);
       for (int head = 0; head < p.num_kv_heads; ++head) (writer.*write)(from, to, head);

@@ -14,7 +14,8 @@ ASCEND_INLINE void prefetch_l2(const char *p) { __builtin_prefetch(p, 0, 2); }
 template <class E, int R>
 struct Narrow {
   static constexpr int kGroupRows = R;
-  static constexpr int kBlock = kLanes / R;                     // tokens per register block
+  static constexpr bool kIntegers = false;   // queries and weights become integers
+  static constexpr int kBlock = kLanes / R;  // tokens per register block
   static constexpr int kVectors = R == 4 ? 2 : R == 2 ? 4 : 8;  // output vectors per pass over V
 
   static void pack_query(const Shape &shape, State &state, int row, const float *query) {

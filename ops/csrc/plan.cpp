@@ -127,7 +127,10 @@ int Plan::build(const ascend_attention_args &a, int narrow_rows) {
   }
   split_jobs(a);
   add_items(a.pages.num_kv_heads);
-  const int64_t run_bytes = (int64_t)a.pages.block_size * a.pages.head_dim * 4;
+  const int element_bytes = a.pages.dtype == ASCEND_INT8      ? 1
+                            : a.pages.dtype == ASCEND_FLOAT32 ? 4
+                                                              : 2;
+  const int64_t run_bytes = (int64_t)a.pages.block_size * a.pages.head_dim * 2 * element_bytes;
   serial_ = a.num_threads <= 1 || work * a.pages.num_kv_heads * run_bytes <= kSerialBytes;
   return ASCEND_OK;
 }

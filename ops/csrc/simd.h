@@ -29,6 +29,7 @@ typedef float Vf __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Vi __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Vu __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Vh __attribute__((vector_size(2 * kLanes)));
+typedef int8_t Vb __attribute__((vector_size(kLanes)));
 
 template <class V>
 ASCEND_INLINE V load(const void *p) {
@@ -43,8 +44,33 @@ ASCEND_INLINE void store(void *p, V v) {
 ASCEND_INLINE Vf splat(float x) { return x - Vf{}; }
 ASCEND_INLINE Vi splat(int32_t x) { return x - Vi{}; }
 
-// Where either operand is NaN the second wins, on every ISA: callers put the value whose NaN must
-// survive there.
+// Written out, as gcc 12 converts bytes one by one.
+ASCEND_INLINE Vf widen_bytes(Vb x) {
+#if defined(__AVX512F__)
+  return (Vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)x));
+#elif defined(__AVX2__)
+  return (Vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)x)));
+#else
+  return __builtin_convertvector(x, Vf);
+#endif
+}
+// Nearest integers, which must lie within [-128, 127]; 0 for NaN.
+ASCEND_INLINE Vb narrow_to_bytes(Vf x) {
+#if defined(__AVX512F__)
+  return (Vb)_mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)x));  // NaN: the low byte of INT_MIN
+#elif defined(__AVX2__)
+  const __m256i wide = _mm256_cvtps_epi32((__m256)(x == x ? x : Vf{}));
+  const __m128i half =
+      _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  return (Vb)_mm_cvtsi128_si64(_mm_packs_epi16(half, half));
+#else
+  const Vf magic = splat(12582912.0f);  // leaves the nearest integer in the low bits
+  return __builtin_convertvector((Vi)((x == x ? x : Vf{}) + magic), Vb);
+#endif
+}
+
+// Where either operand is NaN the second wins, in both and on every ISA: callers put the value
+// whose NaN must survive there.
 ASCEND_INLINE Vf vmax(Vf a, Vf b) {
 #if defined(__AVX512F__)
   return (Vf)_mm512_max_ps((__m512)a, (__m512)b);
@@ -52,6 +78,16 @@ ASCEND_INLINE Vf vmax(Vf a, Vf b) {
   return (Vf)_mm256_max_ps((__m256)a, (__m256)b);
 #else
   return a > b ? a : b;
+#endif
+}
+
+ASCEND_INLINE Vf vmin(Vf a, Vf b) {
+#if defined(__AVX512F__)
+  return (Vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
 #endif
 }
 

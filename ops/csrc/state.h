@@ -19,8 +19,11 @@ constexpr float kNoScore = -1e30f;  // running maximum before any key; finite, s
 // Tokens [begin, end) of a page, at most kTileTokens, that some row of the item may see. The scores
 // cover [first, last), the same rounded outwards; what lies outside [begin, end) may be garbage.
 struct Tile {
-  const char *k, *v;            // NZ: [head_dim / C0][block_size][C0]
-  const char *next_k, *next_v;  // the same tokens of a run to prefetch, or null
+  const char *k, *v;                  // NZ: [head_dim / C0][block_size][C0]
+  const char *next_k, *next_v;        // the same tokens of a run to prefetch, or null
+  const float *k_scales, *v_scales;   // C8D: of the page's tokens, else null
+  const char *k_patches, *v_patches;  // C8P: the page's pools, else null
+  const char *next_patches[2];        // C8P: pools of the run to prefetch, or null
   int begin, end;
   int first, last;
   int position;  // of the page's token 0 in its sequence
@@ -31,6 +34,10 @@ struct Shape {
   int64_t plane_bytes;  // block_size * kRowBytes
   float scale;
   float soft_cap;
+  int patch_slots;  // C8P
+  int patch_code;
+
+  int planes32() const { return (head_dim + 31) / 32; }  // column groups of int8
 };
 
 struct alignas(64) State {
@@ -47,6 +54,9 @@ struct alignas(64) State {
   uint16_t weights[kMaxRows * kTileTokens];  // bfloat16 kernels: [group][token / 2][R][2]
   float k_stage[kTileTokens * kMaxHeadDim];
   float v_stage[kTileTokens * kMaxHeadDim];
+  float query_unit[kMaxLanes];    // int8 kernels: what a unit of an integer score is worth
+  int32_t query_bias[kMaxLanes];  // int8 kernels: 128 * sum of the integer query
+  float weight_unit[kMaxLanes];   // int8 kernels: what a unit of an integer weight is worth
   int rows, groups;
   int common_lo, common_hi;  // positions that every row sees
   bool biased;               // soft cap or ALiBi

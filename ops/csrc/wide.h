@@ -53,22 +53,26 @@ struct Operand {
   int64_t plane_bytes;
 };
 
+// kLanes columns from `column` on into a row of float NZ, planes of kUnits columns `plane` floats
+// apart.
+ASCEND_INLINE void store_columns(float *row, int64_t plane, int column, Vf x) {
+  float *out = row + column / kUnits * plane;
+  if constexpr (kLanes == 16) {
+    memcpy(out, &x, 32);
+    memcpy(out + plane, (const char *)&x + 32, 32);
+  } else {
+    store(out + column % kUnits, x);
+  }
+}
+
 // Widen tokens [begin, end) of an NZ run into float NZ (planes of 8 columns).
 template <class E>
 Operand stage_floats(const Shape &shape, const Tile &tile, const char *run, float *stage) {
   constexpr int64_t kPlane = kTileTokens * kUnits;  // floats
-  for (int d = 0; d < shape.head_dim; d += 16) {
+  for (int d = 0; d < shape.head_dim; d += kLanes) {
     for (int t = tile.begin; t < tile.end; ++t) {
-      float *out = stage + d / kUnits * kPlane + (t - tile.first) * kUnits;
-      for (int c = 0; c < 16; c += kLanes) {
-        const Vf x = load_columns<E>(run, shape.plane_bytes, t, d + c);
-        if constexpr (kLanes == 16) {
-          memcpy(out, &x, 32);
-          memcpy(out + kPlane, (const char *)&x + 32, 32);
-        } else {
-          store(out + c / kUnits * kPlane + c % kUnits, x);
-        }
-      }
+      const Vf x = load_columns<E>(run, shape.plane_bytes, t, d);
+      store_columns(stage + (t - tile.first) * kUnits, kPlane, d, x);
     }
   }
   return {(const char *)stage, kPlane * 4};
@@ -77,6 +81,7 @@ Operand stage_floats(const Shape &shape, const Tile &tile, const char *run, floa
 template <class E>
 struct FloatSource {
   using Core = FloatCore;
+  static constexpr bool kInt8 = false;
   static Operand stage(const Shape &shape, const Tile &tile, const char *run, float *stage) {
     if constexpr (sizeof(typename E::Storage) == 4) {
       return {run + tile.first * kRowBytes, shape.plane_bytes};
@@ -95,6 +100,7 @@ struct FloatSource {
 #if defined(__AVX512BF16__)
 struct Bf16Source {
   using Core = Bf16Core;
+  static constexpr bool kInt8 = false;
   static Operand keys(const Shape &shape, const Tile &tile, State &) {
     return {tile.k + tile.first * kRowBytes, shape.plane_bytes};
   }
@@ -121,6 +127,7 @@ template <class E, class Source>
 struct Wide {
   using Core = typename Source::Core;
   static constexpr int kGroupRows = kLanes;
+  static constexpr bool kIntegers = false;
   static constexpr int kBlockGroups = 3;               // groups of rows in registers
   static constexpr int kBlock = kLanes == 16 ? 8 : 4;  // tokens, or columns, in registers
 
@@ -135,7 +142,7 @@ struct Wide {
   // acc[group][i] += left[group] * broadcast(right[i]) over `units` of 4 bytes.
   template <int N>
   static ASCEND_INLINE void score_block(const Shape &shape, const Operand &k, State &state,
-                                        int group, int token, int tokens) {
+                                        int group, int token, int tokens, float *all_scores) {
     Vf acc[N][kBlock] = {};
     const int stride = state.groups * kLanes;
     const float *query = state.query + group * kLanes;
@@ -157,7 +164,7 @@ struct Wide {
     }
     ASCEND_UNROLL
     for (int g = 0; g < N; ++g) {
-      float *scores = state.scores + ((group + g) * tokens + token) * kLanes;
+      float *scores = all_scores + ((group + g) * tokens + token) * kLanes;
       ASCEND_UNROLL
       for (int t = 0; t < kBlock; ++t) store(scores + t * kLanes, acc[g][t] * shape.scale);
     }
@@ -165,10 +172,19 @@ struct Wide {
 
   static void prefetch_tokens(const Shape &shape, const char *run, int token) {
     if (!run) return;
-    for (int p = 0; p < shape.head_dim / kColumns<E>; ++p) {
+    for (int p = 0; p * kColumns<E> < shape.head_dim; ++p) {
       const char *row = run + p * shape.plane_bytes + token * kRowBytes;
       for (int b = 0; b < kBlock * kRowBytes; b += 64) prefetch_l2(row + b);
     }
+  }
+
+  // Scores of kBlock rows of `k`, of `tokens` in all, for every group.
+  static ASCEND_INLINE void score_groups(const Shape &shape, const Operand &k, State &state,
+                                         int token, int tokens, float *scores) {
+    int g = 0;
+    for (; g + 3 <= state.groups; g += 3) score_block<3>(shape, k, state, g, token, tokens, scores);
+    if (state.groups - g == 2) score_block<2>(shape, k, state, g, token, tokens, scores);
+    if (state.groups - g == 1) score_block<1>(shape, k, state, g, token, tokens, scores);
   }
 
   static void score(const Shape &shape, const Tile &tile, State &state) {
@@ -177,10 +193,7 @@ struct Wide {
     for (int t = 0; t < tokens; t += kBlock) {
       prefetch_tokens(shape, tile.next_k, tile.first + t);
       prefetch_tokens(shape, tile.next_v, tile.first + t);
-      int g = 0;
-      for (; g + 3 <= state.groups; g += 3) score_block<3>(shape, k, state, g, t, tokens);
-      if (state.groups - g == 2) score_block<2>(shape, k, state, g, t, tokens);
-      if (state.groups - g == 1) score_block<1>(shape, k, state, g, t, tokens);
+      score_groups(shape, k, state, t, tokens, state.scores);
     }
   }
 

@@ -10,7 +10,7 @@ import ctypes
 import struct
 from enum import IntEnum
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 
 class Dtype(IntEnum):
@@ -19,6 +19,7 @@ class Dtype(IntEnum):
     FLOAT32 = 0
     FLOAT16 = 1
     BFLOAT16 = 2
+    INT8 = 3
 
 
 class Status(IntEnum):
@@ -40,10 +41,17 @@ class Pages(ctypes.Structure):
         ("head_stride", ctypes.c_int64),
         ("k_offset", ctypes.c_int64),
         ("v_offset", ctypes.c_int64),
+        ("k_scales_offset", ctypes.c_int64),
+        ("v_scales_offset", ctypes.c_int64),
+        ("k_patches_offset", ctypes.c_int64),
+        ("v_patches_offset", ctypes.c_int64),
         ("dtype", ctypes.c_int32),
         ("block_size", ctypes.c_int32),
         ("num_kv_heads", ctypes.c_int32),
         ("head_dim", ctypes.c_int32),
+        ("quantisation", ctypes.c_int32),
+        ("patch_code", ctypes.c_int32),
+        ("patch_slots", ctypes.c_int32),
     ]
 
 
@@ -64,6 +72,7 @@ class AttentionArgs(ctypes.Structure):
         ("block_table_stride", ctypes.c_int64),
         ("alibi_slopes", ctypes.c_void_p),
         ("sinks", ctypes.c_void_p),
+        ("channel_scales", ctypes.c_void_p),
         ("scale", ctypes.c_float),
         ("soft_cap", ctypes.c_float),
         ("window", ctypes.c_int32),
@@ -72,6 +81,7 @@ class AttentionArgs(ctypes.Structure):
         ("num_heads", ctypes.c_int32),
         ("num_seqs", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
+        ("fast", ctypes.c_int32),
     ]
 
 
@@ -87,7 +97,11 @@ class WriteArgs(ctypes.Structure):
         ("value_token_stride", ctypes.c_int64),
         ("value_head_stride", ctypes.c_int64),
         ("slot_mapping", ctypes.c_void_p),
+        ("channel_scales", ctypes.c_void_p),
+        ("counters", ctypes.c_void_p),
         ("num_tokens", ctypes.c_int64),
+        ("k_patch_threshold", ctypes.c_float),
+        ("v_patch_threshold", ctypes.c_float),
         ("dtype", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
     ]

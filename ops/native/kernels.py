@@ -6,6 +6,7 @@ kernels find out themselves (block ids and slots) is answered here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ DTYPES: dict[torch.dtype, int] = {
     torch.float32: int(Dtype.FLOAT32),
     torch.float16: int(Dtype.FLOAT16),
     torch.bfloat16: int(Dtype.BFLOAT16),
+    torch.int8: int(Dtype.INT8),
 }
 
 
@@ -30,10 +32,17 @@ class PageFields(NamedTuple):
     head_stride: int
     k_offset: int
     v_offset: int
+    k_scales_offset: int
+    v_scales_offset: int
+    k_patches_offset: int
+    v_patches_offset: int
     dtype: int
     block_size: int
     num_kv_heads: int
     head_dim: int
+    quantisation: int
+    patch_code: int
+    patch_slots: int
 
     @classmethod
     def of(cls, pages: torch.Tensor, layout: PageLayout) -> PageFields:
@@ -45,10 +54,17 @@ class PageFields(NamedTuple):
             head_stride=head_stride * pages.itemsize,
             k_offset=layout.k_offset,
             v_offset=layout.v_offset,
+            k_scales_offset=layout.k_scales_offset,
+            v_scales_offset=layout.v_scales_offset,
+            k_patches_offset=layout.k_patches_offset,
+            v_patches_offset=layout.v_patches_offset,
             dtype=DTYPES[pages.dtype],
             block_size=layout.block_size,
             num_kv_heads=pages.shape[1],
             head_dim=layout.head_dim,
+            quantisation=layout.quantisation,
+            patch_code=layout.patch_code,
+            patch_slots=layout.patch_slots,
         )
 
 
@@ -72,6 +88,8 @@ def paged_attention(
     soft_cap: float,
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    channel_scales: torch.Tensor | None = None,
+    fast: bool = False,
 ) -> None:
     """Call ``ascend_cpu_paged_attention`` on torch's threads; arguments as in the operator.
 
@@ -100,6 +118,7 @@ def paged_attention(
         block_table.stride(0),
         _address(alibi_slopes),
         _address(sinks),
+        _address(channel_scales),
         scale,
         soft_cap,
         window,
@@ -108,6 +127,7 @@ def paged_attention(
         query.shape[1],
         seq_lens.shape[0],
         torch.get_num_threads(),
+        fast,
     )
     status = lib.attention(args)
     if status == Status.BAD_BLOCK_ID:
@@ -125,6 +145,10 @@ def kv_write(
     value: torch.Tensor,
     pages: torch.Tensor,
     slot_mapping: torch.Tensor,
+    *,
+    channel_scales: torch.Tensor | None = None,
+    patch_thresholds: Sequence[float] = (),
+    counters: torch.Tensor | None = None,
 ) -> None:
     """Call ``ascend_cpu_kv_write`` on torch's threads; arguments as in the operator.
 
@@ -138,6 +162,7 @@ def kv_write(
     """
     key_token, key_head, _ = key.stride()
     value_token, value_head, _ = value.stride()
+    k_threshold, v_threshold = patch_thresholds or (0.0, 0.0)
     args = pack_write_args(
         pages.data_ptr(),
         *fields,
@@ -148,7 +173,11 @@ def kv_write(
         value_token,
         value_head,
         slot_mapping.data_ptr(),
+        _address(channel_scales),
+        _address(counters),
         slot_mapping.shape[0],
+        k_threshold,
+        v_threshold,
         DTYPES[key.dtype],
         torch.get_num_threads(),
     )

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from .. import checks
 from ..dispatch import Bound, Implementation, Operator
 from ..library import needs_dispatcher, register
-from ..page_layout import PageLayout
+from ..page_layout import PageLayout, Quantisation
 from . import native, reference
 
 SCHEMA = (
     "paged_attention(Tensor query, Tensor pages, Tensor(a!) out, Tensor query_start_loc, "
     "Tensor seq_lens, Tensor block_table, int[] layout, float scale, bool causal=True, "
-    "int window=0, float soft_cap=0.0, Tensor? alibi_slopes=None, Tensor? sinks=None) -> ()"
+    "int window=0, float soft_cap=0.0, Tensor? alibi_slopes=None, Tensor? sinks=None, "
+    "Tensor? channel_scales=None, bool fast=False) -> ()"
 )
 
 
@@ -30,6 +32,7 @@ class AttentionRequest:
     num_kv_heads: int
     head_dim: int
     block_size: int
+    quantisation: Quantisation = Quantisation.NONE
 
 
 operator: Operator[AttentionRequest] = Operator(
@@ -56,6 +59,8 @@ def paged_attention(
     soft_cap: float = 0.0,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    channel_scales: torch.Tensor | None = None,
+    fast: bool = False,
 ) -> None:
     """Attend a ragged batch of queries to paged keys and values, into ``out``.
 
@@ -69,6 +74,7 @@ def paged_attention(
         out = sum_t exp(s[t] - m) v[t] / (sum_t exp(s[t] - m) + exp(sink - m))
 
     Rows outside the batch are not written; rows that see no token become zero. Sums are float32.
+    Int8 pages mean what :func:`ops.quantise.dequantise_pages` returns.
 
     Args:
         query: ``[tokens, heads, head_dim]``, float32, float16 or bfloat16, last dimension
@@ -87,6 +93,10 @@ def paged_attention(
         alibi_slopes: float32 ``[heads]`` (ALiBi, arXiv:2108.12409).
         sinks: float32 ``[heads]``, logits of a key without a value (attention sinks as in
             gpt-oss).
+        channel_scales: pages with static scales (C8S, C8P): float32 ``[2, kv_heads, head_dim]``,
+            contiguous, K first; None otherwise.
+        fast: int8 pages only: kernels may round queries and weights to 8 bits before they multiply
+            them with codes, instead of 16.
 
     Raises:
         ValueError: a shape, dtype, stride or block id is not as above.
@@ -106,6 +116,8 @@ def paged_attention(
         soft_cap,
         alibi_slopes,
         sinks,
+        channel_scales,
+        fast,
     )
 
 
@@ -123,28 +135,22 @@ def _cpu(
     soft_cap: float = 0.0,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    channel_scales: torch.Tensor | None = None,
+    fast: bool = False,
 ) -> None:
-    signature = (
-        tuple(layout),
-        pages.dtype,
-        pages.shape,
-        pages.stride(),
-        query.dtype,
-        query.shape[1:],
-        query.stride()[2:],
-        out.dtype,
-        out.shape[1:],
-        out.stride()[2:],
-    )
+    signature = _signature(query, pages, out, layout, channel_scales, fast)
     bound = operator.bound(signature)
     if bound is None:
-        bound = _bind(signature, query, pages, out, layout)
+        bound = _bind(signature, query, pages, out, layout, channel_scales, fast)
     _check_batch(query_start_loc, seq_lens, block_table)
     _check_fit(query, out, query_start_loc, seq_lens, block_table, bound.layout.block_size)
     _check_scores(query.shape[1], window, soft_cap, alibi_slopes, sinks)
     if seq_lens.shape[0] == 0:
         return
-    bound.run(
+    run = bound.run
+    if bound.layout.quantisation:
+        run = partial(run, channel_scales=channel_scales, fast=fast)
+    run(
         query,
         pages,
         out,
@@ -160,15 +166,45 @@ def _cpu(
     )
 
 
+def _signature(
+    query: torch.Tensor,
+    pages: torch.Tensor,
+    out: torch.Tensor,
+    layout: Sequence[int],
+    channel_scales: torch.Tensor | None,
+    fast: bool,
+) -> Hashable:
+    """Return what checks and the choice depend on. It is flat: nested tuples hash slower."""
+    return (
+        layout if type(layout) is PageLayout else tuple(layout),
+        pages.dtype,
+        pages.shape,
+        pages.stride(),
+        query.dtype,
+        query.shape[1:],
+        query.stride()[2:],
+        out.dtype,
+        out.shape[1:],
+        out.stride()[2:],
+        channel_scales is None or checks.kind(channel_scales),
+        fast,
+    )
+
+
 def _bind(
     signature: Hashable,
     query: torch.Tensor,
     pages: torch.Tensor,
     out: torch.Tensor,
     layout: Sequence[int],
+    channel_scales: torch.Tensor | None,
+    fast: bool,
 ) -> Bound:
     page_layout = checks.page_layout(layout)
     _check_tensors(query, pages, out, page_layout)
+    quantisation = Quantisation(page_layout.quantisation)
+    checks.check_channel_scales(channel_scales, quantisation, pages.shape[1], page_layout.head_dim)
+    checks.check_fast(fast, quantisation)
     request = AttentionRequest(
         query.dtype,
         pages.dtype,
@@ -176,6 +212,7 @@ def _bind(
         pages.shape[1],
         page_layout.head_dim,
         page_layout.block_size,
+        quantisation,
     )
     return operator.bind(signature, request, pages, page_layout)
 
@@ -279,6 +316,8 @@ def _fake(
     soft_cap: float = 0.0,
     alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    channel_scales: torch.Tensor | None = None,
+    fast: bool = False,
 ) -> None:
     return None
 

@@ -11,7 +11,8 @@ import torch
 
 from ..dispatch import Support
 from ..nz import from_nz, page_planes
-from ..page_layout import PageLayout
+from ..page_layout import PageLayout, Quantisation
+from ..quantise import dequantise_pages
 
 if TYPE_CHECKING:
     from . import AttentionRequest
@@ -54,12 +55,15 @@ def paged_attention(
     soft_cap: float,
     alibi_slopes: torch.Tensor | None,
     sinks: torch.Tensor | None,
+    channel_scales: torch.Tensor | None = None,
+    fast: bool = False,
     compute_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Attend one sequence after the other; see the operator's documentation.
 
     Args:
         query: as in the operator, like every argument not named here.
+        fast: changes nothing: the reference has one precision.
         compute_dtype: type of all arithmetic; float64 makes this an oracle for tests.
 
     Raises:
@@ -75,11 +79,15 @@ def paged_attention(
             continue
         # Tokens before the first row's window are never read: their blocks may be freed.
         first = max(0, length - count - window + 1) if window else 0
-        key, value = _gather(pages, block_table[i], layout, first, length)
+        blocks = _blocks(pages, block_table[i], layout.block_size, first, length)
+        key, value = (
+            _tokens(plane, first % layout.block_size, length - first)
+            for plane in _values(pages[blocks], layout, channel_scales, compute_dtype)
+        )
         result = _attend(
             query[rows].to(compute_dtype),
-            key.to(compute_dtype),
-            value.to(compute_dtype),
+            key,
+            value,
             torch.arange(length - count, length),
             torch.arange(first, max(length, first)),
             scores,
@@ -89,27 +97,36 @@ def paged_attention(
         out[rows] = result
 
 
-def _gather(
-    pages: torch.Tensor, block_row: torch.Tensor, layout: PageLayout, first: int, length: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return K and V of tokens ``first .. length``, each ``[tokens, kv_heads, head_dim]``."""
-    size = layout.block_size
-    first_block = first // size
-    used = block_row[first_block : (length + size - 1) // size].long()
+def _blocks(
+    pages: torch.Tensor, block_row: torch.Tensor, block_size: int, first: int, length: int
+) -> torch.Tensor:
+    """Return the ids of the blocks that hold tokens ``first .. length``."""
+    used = block_row[first // block_size : (length + block_size - 1) // block_size].long()
     if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < pages.shape[0]:
         raise ValueError(
             f"block ids {int(used.min())}..{int(used.max())} lie outside the pages, which hold "
             f"{pages.shape[0]} blocks."
         )
-    skip = first - first_block * size
+    return used
 
-    def tokens(plane: torch.Tensor) -> torch.Tensor:
-        # [used, kv_heads, block_size, head_dim] -> [used * block_size, kv_heads, head_dim]
-        nd = from_nz(plane[used]).transpose(1, 2).flatten(0, 1)
-        return nd[skip : skip + max(length - first, 0)]
 
+def _values(
+    pages: torch.Tensor,
+    layout: PageLayout,
+    channel_scales: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return K and V of whole blocks, ``[blocks, kv_heads, block_size, head_dim]`` each."""
+    if layout.quantisation != Quantisation.NONE:
+        return dequantise_pages(pages, layout, channel_scales, dtype)
     key, value = page_planes(pages, layout)
-    return tokens(key), tokens(value)
+    return from_nz(key).to(dtype), from_nz(value).to(dtype)
+
+
+def _tokens(plane: torch.Tensor, skip: int, count: int) -> torch.Tensor:
+    """Return ``count`` tokens after the first ``skip`` ones, ``[count, kv_heads, head_dim]``."""
+    # [blocks, kv_heads, block_size, head_dim] -> [blocks * block_size, kv_heads, head_dim]
+    return plane.transpose(1, 2).flatten(0, 1)[skip : skip + max(count, 0)]
 
 
 def _attend(

@@ -31,7 +31,7 @@ def test_a_worked_example() -> None:
     assert page.run_bytes == 2 * 128 * 64 * 2
     assert page.token_bytes == 256
     assert page.page_bytes == 8 * 32768
-    assert page.layout() == (128, 64, 0, 16384, 32768)
+    assert page.layout() == (128, 64, 0, 16384, 32768, 0, 0, 0, 0, 0, 0, 0)
     assert page.pages_shape(10) == (10, 8, 128, 128)
     assert page.regions(10) == (Region(offset=0, stride=262144, nbytes=262144),)
     key, value = page.planes
@@ -90,8 +90,8 @@ def test_moving_a_region_moves_the_block() -> None:
 @pytest.mark.parametrize(
     ("replaced", "message"),
     [
-        ({"dtype": torch.int8}, "a page has dtype torch.int8; allowed are float32, float16 and"),
-        ({"dtype": torch.float64}, "a page has dtype torch.float64"),
+        ({"dtype": torch.int8}, "a page without quantisation has dtype torch.int8; allowed"),
+        ({"dtype": torch.float64}, "a page without quantisation has dtype torch.float64"),
         ({"block_size": 8}, "block size 8 is not supported; allowed are multiples of 16 up to 256"),
         ({"block_size": 0}, "block size 0 is not supported"),
         ({"block_size": -16}, "block size -16 is not supported"),

@@ -13,6 +13,7 @@ from implementations import forced
 
 from ascend_plugin.ops import dispatch, kv_cache_write, native, paged_attention
 from ascend_plugin.ops.dispatch import Implementation, Operator, Support
+from ascend_plugin.ops.page_layout import Quantisation
 from ascend_plugin.ops.paged_attention import reference
 
 
@@ -122,7 +123,12 @@ def test_the_forced_implementation_runs(implementation: str) -> None:
         assert bound.run.func is reference.paged_attention
 
 
-def test_auto_takes_the_native_kernels() -> None:
+@pytest.mark.parametrize("quantisation", Quantisation)
+def test_auto_takes_the_native_kernels(quantisation: Quantisation) -> None:
+    page = torch.int8 if quantisation else torch.bfloat16
+    shape = (2, 64, 16, quantisation)  # kv heads, head dimension, block size
+    attention = paged_attention.AttentionRequest(torch.bfloat16, page, 4, *shape)
+    write = kv_cache_write.WriteRequest(torch.bfloat16, page, *shape)
     with forced("auto"):
-        request = paged_attention.AttentionRequest(torch.bfloat16, torch.bfloat16, 4, 2, 64, 16)
-        assert paged_attention.operator.choose(request).implementation.name == "native"
+        assert paged_attention.operator.choose(attention).implementation.name == "native"
+        assert kv_cache_write.operator.choose(write).implementation.name == "native"

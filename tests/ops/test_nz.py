@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import int8_pages
 import paging
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from int8_pages import VARIANTS
 from strategies import BLOCK_SIZES, DTYPES, HEAD_DIMS
 
 from ascend_plugin.kv_cache import PageFormat
@@ -75,3 +77,35 @@ def test_page_planes_are_views_of_the_pages(
         nd = nz.from_nz(plane).transpose(1, 2).flatten(0, 1)  # [slots, kv_heads, head_dim]
         assert torch.equal(nd[slots], tokens)
         assert int(nd.count_nonzero()) == int(tokens.count_nonzero())
+
+
+@given(
+    variant=st.sampled_from(tuple(VARIANTS)),
+    block_size=st.sampled_from(BLOCK_SIZES),
+    head_dim=st.sampled_from((*HEAD_DIMS, 48)),
+    order=st.sampled_from(paging.ORDERS),
+)
+def test_every_array_of_an_int8_page_is_a_view(
+    variant: str, block_size: int, head_dim: int, order: str
+) -> None:
+    page = int8_pages.page_format(variant, block_size, 2, head_dim)
+    pages, layout = int8_pages.make_pages(page, 3, order), page.layout()
+    views = dict(zip("KV", nz.page_planes(pages, layout), strict=True))
+    if variant == "c8d":
+        views |= zip(("K scales", "V scales"), nz.page_scales(pages, layout), strict=True)
+    if page.patch_slots:
+        for name, pool in zip("KV", nz.page_patches(pages, layout), strict=True):
+            views |= {f"{name} patch {part}": each for part, each in pool._asdict().items()}
+    assert sorted(views) == sorted(plane.name for plane in page.planes)
+    for name, view in views.items():
+        for block in range(3):
+            for head in range(2):
+                there = view[block, head]
+                assert tuple(there.shape) == page.plane(name).shape
+                assert there.dtype == page.plane(name).dtype
+                there.zero_()  # writes through
+                there += 1
+                assert (int8_pages.array(pages, page, block, head, name) == 1).all()
+    around = paging.storage(pages).count_nonzero() - pages.count_nonzero()
+    before = int8_pages.make_pages(page, 3, order)
+    assert around == paging.storage(before).count_nonzero() - before.count_nonzero()

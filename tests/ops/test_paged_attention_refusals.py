@@ -36,7 +36,8 @@ def _wide(name: str) -> Callable[[Batch], dict]:
 REFUSALS = {
     "page dtype": (
         lambda b: {"pages": b.pages.to(torch.int8)},
-        r"pages has dtype torch.int8; allowed are float32, float16 and bfloat16. "
+        r"a page without quantisation has dtype torch.int8; allowed are float32, float16 and "
+        r"bfloat16. "
         r"Change --dtype or --kv-cache-dtype",
     ),
     "query dtype": (
@@ -182,6 +183,6 @@ def test_a_batch_that_does_not_fit_is_refused(
 
 def test_a_layout_of_another_length_is_refused() -> None:
     batch = make_batch(Case(((1, 20), (6, 30))))
-    assert len(PageLayout._fields) == 5
-    with pytest.raises(ValueError, match=r"layout has 3 numbers, 5 are needed"):
+    assert len(PageLayout._fields) == 12
+    with pytest.raises(ValueError, match=r"layout has 3 numbers, 12 are needed"):
         _call(batch, layout=[16, 64, 0])

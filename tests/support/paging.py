@@ -36,7 +36,7 @@ def storage(tensor: torch.Tensor) -> torch.Tensor:
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """Return a copy of a tensor's bytes as integers, so that NaN equals NaN."""
-    integers = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.element_size()]
     return tensor.contiguous().view(integers).clone()
 
 
@@ -61,7 +61,7 @@ def element_index(
     in_plane = (d // c0) * page.block_size * c0 + offset[:, None] * c0 + d % c0
     start = pages.storage_offset()
     if plane == "V":
-        start += page.block_size * page.head_dim
+        start += page.block_size * page.padded_head_dim
     return start + (block * pages.stride(0))[:, None, None] + heads[:, None] + in_plane[:, None]
 
 

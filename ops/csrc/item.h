@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "element.h"
+#include "patches.h"
 #include "plan.h"
 #include "state.h"
 
@@ -108,29 +109,31 @@ struct NextRun {
 };
 
 // What a page of int8 holds besides K and V; the tile keeps null where there is none.
-inline void set_extras(const ascend_pages &pages, const char *run, const char *upcoming,
-                       Tile &tile) {
+inline void set_extras(const ascend_pages &pages, const char *run, Tile &tile) {
   if (pages.quantisation == ASCEND_C8D) {
     tile.k_scales = (const float *)(run + pages.k_scales_offset);
     tile.v_scales = (const float *)(run + pages.v_scales_offset);
   } else if (pages.quantisation == ASCEND_C8P) {
     tile.k_patches = run + pages.k_patches_offset;
     tile.v_patches = run + pages.v_patches_offset;
-    tile.next_patches[0] = upcoming ? upcoming + pages.k_patches_offset : nullptr;
-    tile.next_patches[1] = upcoming ? upcoming + pages.v_patches_offset : nullptr;
   }
 }
 
-inline void prefetch_extras(const ascend_pages &pages, const char *run) {
-  if (!run || pages.quantisation == ASCEND_UNQUANTISED) return;
-  if (pages.quantisation == ASCEND_C8D) {
+// `next` is the run after the one that is worked on, `after` the one after that: which patches of
+// `next` are needed is known once its tags are in cache. Most slots are empty, and fetching whole
+// pools would be waste. Either may be null.
+inline void prefetch_extras(const ascend_pages &pages, const Shape &shape, const char *next,
+                            const char *after) {
+  if (pages.quantisation == ASCEND_C8D && next) {
     for (int i = 0; i < pages.block_size * 4; i += 64) {
-      __builtin_prefetch(run + pages.k_scales_offset + i, 0, 2);
-      __builtin_prefetch(run + pages.v_scales_offset + i, 0, 2);
+      prefetch_l2(next + pages.k_scales_offset + i);
+      prefetch_l2(next + pages.v_scales_offset + i);
     }
-  } else if (pages.quantisation == ASCEND_C8P) {  // the tags; see prefetch_patches
-    __builtin_prefetch(run + pages.k_patches_offset, 0, 2);
-    __builtin_prefetch(run + pages.v_patches_offset, 0, 2);
+  } else if (pages.quantisation == ASCEND_C8P) {
+    for (int64_t pool : {pages.k_patches_offset, pages.v_patches_offset}) {
+      if (next) prefetch_patches(shape, next + pool);
+      if (after) prefetch_l2(after + pool);
+    }
   }
 }
 
@@ -146,8 +149,9 @@ void walk_pages(const Work &work, const NextRun &next, State &state) {
     tile.v = run + pages.v_offset;
     tile.next_k = upcoming ? upcoming + pages.k_offset : nullptr;
     tile.next_v = upcoming ? upcoming + pages.v_offset : nullptr;
-    set_extras(pages, run, upcoming, tile);
-    prefetch_extras(pages, upcoming);
+    set_extras(pages, run, tile);
+    prefetch_extras(pages, work.call.shape, upcoming,
+                    page + 1 < work.job.last_page ? next.of(work, page + 1) : nullptr);
     tile.position = page * pages.block_size;
     const int begin = std::max(0, lo - tile.position);
     const int end = std::min<int>(pages.block_size, hi - tile.position);

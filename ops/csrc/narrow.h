@@ -9,8 +9,6 @@
 
 namespace ascend {
 
-ASCEND_INLINE void prefetch_l2(const char *p) { __builtin_prefetch(p, 0, 2); }
-
 template <class E, int R>
 struct Narrow {
   static constexpr int kGroupRows = R;

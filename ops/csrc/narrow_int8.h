@@ -330,7 +330,6 @@ struct NarrowInt8 : Narrow<Float32, R> {
   static void run_tile(const Shape &shape, const Tile &tile, State &state, bool alibi) {
     score(shape, tile, state);
     if (tile.k_patches) patch_scores(shape, tile, state);
-    if (tile.k_patches) prefetch_patches(shape, tile.next_patches);
     weigh<R>(shape, tile, state, alibi);
     for (int g = 0; g < state.groups; ++g) quantise_weights(tile, state, g);
     const int planes = shape.planes32();

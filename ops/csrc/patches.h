@@ -56,20 +56,16 @@ inline int find_patches(const Shape &shape, const char *pool, int begin, int end
   return count;
 }
 
-// Fetches what the tags of a run to come point to; the tags themselves are in cache by now. Most
-// slots are empty, so fetching whole pools would be waste.
-inline void prefetch_patches(const Shape &shape, const char *const pools[2]) {
+// Fetches what the tags of a run to come point to. The tags themselves should be in cache by now.
+inline void prefetch_patches(const Shape &shape, const char *pool) {
   const int slots = shape.patch_slots, code_bytes = shape.planes32() * 16;
-  for (int i = 0; i < 2; ++i) {
-    if (!pools[i]) continue;
-    const char *scales = pools[i] + slots * sizeof(int16_t);
-    const char *codes = scales + slots * sizeof(float);
-    for (uint32_t used = used_slots(pools[i], slots); used; used &= used - 1) {
-      const int s = __builtin_ctz(used);
-      __builtin_prefetch(scales + s * sizeof(float), 0, 2);
-      __builtin_prefetch(codes + s * code_bytes, 0, 2);
-      __builtin_prefetch(codes + s * code_bytes + code_bytes - 1, 0, 2);
-    }
+  const char *scales = pool + slots * sizeof(int16_t);
+  const char *codes = scales + slots * sizeof(float);
+  for (uint32_t used = used_slots(pool, slots); used; used &= used - 1) {
+    const int s = __builtin_ctz(used);
+    prefetch_l2(scales + s * sizeof(float));
+    prefetch_l2(codes + s * code_bytes);
+    prefetch_l2(codes + s * code_bytes + code_bytes - 1);
   }
 }
 

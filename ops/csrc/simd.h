@@ -31,6 +31,8 @@ typedef uint32_t Vu __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Vh __attribute__((vector_size(2 * kLanes)));
 typedef int8_t Vb __attribute__((vector_size(kLanes)));
 
+ASCEND_INLINE void prefetch_l2(const void *p) { __builtin_prefetch(p, 0, 2); }
+
 template <class V>
 ASCEND_INLINE V load(const void *p) {
   V v;

@@ -23,7 +23,6 @@ struct Tile {
   const char *next_k, *next_v;        // the same tokens of a run to prefetch, or null
   const float *k_scales, *v_scales;   // C8D: of the page's tokens, else null
   const char *k_patches, *v_patches;  // C8P: the page's pools, else null
-  const char *next_patches[2];        // C8P: pools of the run to prefetch, or null
   int begin, end;
   int first, last;
   int position;  // of the page's token 0 in its sequence

@@ -131,7 +131,6 @@ struct WideInt8 : Wide<Int8, Int8Source> {
     score(shape, tile, state);
     if (tile.k_scales) scale_tokens<false>(tile, state, tile.k_scales);
     if (tile.k_patches) patch_scores(shape, tile, state);
-    if (tile.k_patches) prefetch_patches(shape, tile.next_patches);
     weigh<kLanes>(shape, tile, state, alibi);
     if (tile.v_scales) scale_tokens<true>(tile, state, tile.v_scales);
     Core::finish_weights(state, state.groups * (tile.last - tile.first) * kLanes);

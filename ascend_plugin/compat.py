@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 _MARK = "_ascend_plugin_patch"
@@ -12,6 +13,12 @@ _MARK = "_ascend_plugin_patch"
 def apply_patches() -> None:
     """Apply every patch; safe to call more than once and in every process."""
     _refuse_out_of_vocabulary_prompts()
+    _show_counters_of_several_servers()
+
+
+def apply_worker_patches() -> None:
+    """Apply the patches of code that only workers load; safe to call more than once."""
+    _keep_kv_scales_from_models()
 
 
 def _refuse_out_of_vocabulary_prompts() -> None:
@@ -50,3 +57,57 @@ def _refuse_out_of_vocabulary_prompts() -> None:
 
     setattr(validate_token_ids, _MARK, True)
     BaseRenderer.validate_token_ids = validate_token_ids
+
+
+def _keep_kv_scales_from_models() -> None:
+    """Leave out static int8 KV scales when a model loads its weights.
+
+    Why: ``ascend_plugin.attention.kv_quantisation`` reads them from the files. vLLM's models have
+    no parameters for them: ModelSlim's names end in a KeyError, those of compressed-tensors are
+    loaded into scalars of fp8 caches.
+    Remove when: vLLM loads int8 KV scales per channel by itself.
+    """
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    from .kv_cache.checkpoint import is_int8_scheme, is_kv_scale
+
+    original: Callable[..., Iterator[tuple[str, Any]]] = DefaultModelLoader.get_all_weights
+    if getattr(original, _MARK, False):
+        return
+
+    @functools.wraps(original)
+    def get_all_weights(self: Any, model_config: Any, model: Any) -> Iterator[tuple[str, Any]]:
+        scheme = is_int8_scheme(getattr(model_config.hf_config, "quantization_config", None))
+        for name, tensor in original(self, model_config, model):
+            if not is_kv_scale(name, scheme):
+                yield name, tensor
+
+    setattr(get_all_weights, _MARK, True)
+    DefaultModelLoader.get_all_weights = get_all_weights
+
+
+def _show_counters_of_several_servers() -> None:
+    """Add the plugin's counters where several API servers share their metrics.
+
+    Why: with ``--api-server-count`` above 1, ``/metrics`` shows only what ``prometheus_client``
+    finds in its own files; collectors of the process, such as the plugin's, are left out.
+    Remove when: vLLM or prometheus_fastapi_instrumentator offers a place to add collectors.
+    """
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    original: Callable[[Any], Iterable[Any]] = MultiProcessCollector.collect
+    if getattr(original, _MARK, False):
+        return
+
+    @functools.wraps(original)
+    def collect(self: Any) -> Iterable[Any]:
+        from .kv_cache.counters import FOLDER_VARIABLE
+
+        yield from original(self)
+        if os.environ.get(FOLDER_VARIABLE):
+            from .kv_cache.metrics import KVCacheCollector
+
+            yield from KVCacheCollector().collect()
+
+    setattr(collect, _MARK, True)
+    MultiProcessCollector.collect = collect  # type: ignore[method-assign]

@@ -42,14 +42,84 @@ class OpsConfig(_Section):
     )
 
 
+#: How an int8 KV cache is scaled; see docs/pages.md.
+Variant = Literal["c8d", "c8s", "c8p"]
+LayerVariant = Literal["c8d", "c8s", "c8p", "auto"]
+
+#: The flag that makes the KV cache int8; the settings below say how.
+INT8_DTYPE = "int8_per_token_head"
+
+
 class KVCacheConfig(_Section):
-    """The KV cache in memory."""
+    """The KV cache in memory, and how an int8 one is scaled."""
 
     huge_pages: bool = Field(
         default=True,
         description="CPU: ask the kernel for transparent huge pages (1.1 to 1.3 times faster "
         "decode).",
     )
+    variant: Variant | None = Field(
+        default=None,
+        description="c8d: a scale per token and kv head, computed when it is written; c8s: static "
+        "scales per channel; c8p: c8s with 4-bit patches for outlier tokens. null: c8s if the "
+        "checkpoint has static scales, else c8d.",
+    )
+    scales: str | None = Field(
+        default=None,
+        min_length=1,
+        description="file of static scales, made by 'ascend-plugin calibrate kv'; null: those of "
+        "the checkpoint.",
+    )
+    patch_code: Literal["int4", "e3m0"] = Field(
+        default="int4", description="c8p: how 4 bits hold an element of a residual."
+    )
+    patch_threshold: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="c8p: relative error from which on a token is patched; null: 3 times the "
+        "layer's calibrated mean.",
+    )
+    layers: dict[str, LayerVariant] = Field(
+        default_factory=dict,
+        description="variants of some layers, by index ('0', '0-3', '-1' is the last) or glob of "
+        "the layer's name; 'auto' leaves them unquantised. Later entries win.",
+    )
+    precision: Literal["exact", "fast"] = Field(
+        default="exact",
+        description="products of query and weights with int8 pages: exact: in 16 bits; fast: in 8.",
+    )
+
+    @model_validator(mode="after")
+    def _refuse_idle_settings(self) -> KVCacheConfig:
+        """Refuse settings that no layer would use: they are mistakes."""
+        used = {self.variant, *self.layers.values()}
+        # Without a variant the checkpoint may still choose c8s, never c8p.
+        if self.scales is not None and not used & {"c8s", "c8p"}:
+            raise ValueError(
+                f"kv_cache.scales={self.scales!r} is given, but no layer uses static scales. Set "
+                "kv_cache.variant to 'c8s' or 'c8p', or leave kv_cache.scales out."
+            )
+        for name in ("patch_code", "patch_threshold"):
+            value = getattr(self, name) if name in self.model_fields_set else None
+            if value is not None and "c8p" not in used:
+                raise ValueError(
+                    f"kv_cache.{name}={value!r} is given, but no layer has patches. Set "
+                    f"kv_cache.variant to 'c8p', or leave kv_cache.{name} out."
+                )
+        for pattern in self.layers:
+            if not pattern.strip():
+                raise ValueError(
+                    f"kv_cache.layers has the pattern {pattern!r}; use an index ('0', '-1'), a "
+                    "range ('0-3') or a glob of layer names ('*.layers.0.*')."
+                )
+        return self
+
+    def int8_settings(self) -> dict[str, Any]:
+        """Return what was set of the settings that only an int8 cache has."""
+        names = ("variant", "scales", "patch_code", "patch_threshold", "layers", "precision")
+        given = {name: getattr(self, name) for name in names if name in self.model_fields_set}
+        return {name: value for name, value in given.items() if value not in (None, {})}
 
 
 class PluginConfig(_Section):

@@ -5,7 +5,7 @@ Source of the interface: ``vllm/v1/attention/backend.py`` of vLLM 0.32.0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,12 +18,16 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
     MultipleOf,
 )
-from vllm.v1.kv_cache_interface import KVCacheLayout
+from vllm.v1.kv_cache_interface import KVCacheLayout, KVQuantMode
 
+from ascend_plugin.config import INT8_DTYPE
 from ascend_plugin.kv_cache import PageFormat
 from ascend_plugin.ops import checks
 from ascend_plugin.ops.kv_cache_write import kv_cache_write
+from ascend_plugin.ops.page_layout import Quantisation
 from ascend_plugin.ops.paged_attention import paged_attention
+
+from .kv_quantisation import LayerQuantisation
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -32,11 +36,14 @@ if TYPE_CHECKING:
 
 
 class AscendCPUAttentionBackend(AttentionBackend):
-    """Paged attention over NZ pages in float32, float16 or bfloat16."""
+    """Paged attention over NZ pages in float32, float16, bfloat16 or int8."""
+
+    #: What int8 pages hold; layers of other variants get a subclass (``kv_quantisation.py``).
+    quantisation: ClassVar[Quantisation] = Quantisation.C8D
 
     forward_includes_kv_cache_update = False
     supported_dtypes: ClassVar[list[torch.dtype]] = list(checks.FLOAT_DTYPES)
-    supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "bfloat16", "float16"]
+    supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "bfloat16", "float16", INT8_DTYPE]
 
     @staticmethod
     def get_name() -> str:
@@ -78,9 +85,20 @@ class AscendCPUAttentionBackend(AttentionBackend):
 
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
-        """Check that pages can hold the layer; without quantisation vLLM's sizes are ours."""
+        """Check that pages can hold the layer, and say how many bytes an int8 page takes.
+
+        Without quantisation vLLM's sizes are ours.
+        """
         checks.check_head_dim(spec.head_size, spec.head_size_v)
-        return spec
+        # vLLM asks twice where it chooses the block size itself (sliding windows).
+        if spec.kv_quant_mode == KVQuantMode.NONE or spec.state_content_bytes is not None:
+            return spec
+        # ... and first with blocks of one token, only to compare sizes; no page is so small.
+        block_size = max(spec.block_size, checks.BLOCK_SIZE_MULTIPLE)
+        page = PageFormat(
+            spec.dtype, block_size, spec.num_kv_heads, spec.head_size, cls.quantisation
+        )
+        return replace(spec, state_content_bytes=page.token_bytes)
 
     @classmethod
     def supports_sink(cls) -> bool:
@@ -199,6 +217,10 @@ class AscendCPUAttentionImpl(AttentionImpl[AscendCPUMetadata]):
             None if alibi_slopes is None else torch.tensor(alibi_slopes, dtype=torch.float32)
         )
         self.sinks = sinks
+        #: Set when the model is loaded; an int8 cache needs nothing else if it is C8D.
+        self.kv_quantisation = (
+            LayerQuantisation(Quantisation.C8D) if kv_cache_dtype == INT8_DTYPE else None
+        )
         self._layout: tuple[int, ...] | None = None
 
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
@@ -209,8 +231,13 @@ class AscendCPUAttentionImpl(AttentionImpl[AscendCPUMetadata]):
     def layout(self, kv_cache: torch.Tensor) -> tuple[int, ...]:
         """Return the byte map of the bound cache; its block size is known only now."""
         if self._layout is None:
-            page = PageFormat(kv_cache.dtype, kv_cache.shape[2], kv_cache.shape[1], self.head_size)
-            self._layout = tuple(page.layout())
+            _, kv_heads, block_size, content = kv_cache.shape
+            options = () if self.kv_quantisation is None else self.kv_quantisation.page_options
+            page = PageFormat(kv_cache.dtype, block_size, kv_heads, self.head_size, *options)
+            # vLLM enlarges blocks to make pages of several layers equal, and keeps the bytes per
+            # token: a run may then end with a few unused bytes.
+            run_bytes = max(page.run_bytes, block_size * content * kv_cache.element_size())
+            self._layout = tuple(page.layout()._replace(run_bytes=run_bytes))
         return self._layout
 
     def do_kv_cache_update(
@@ -224,7 +251,20 @@ class AscendCPUAttentionImpl(AttentionImpl[AscendCPUMetadata]):
         """Write the batch's keys and values, ``[tokens, kv_heads, head_size]``, into pages."""
         if slot_mapping.shape[0] > key.shape[0]:  # vLLM pads the batch beyond the model's tokens
             slot_mapping = slot_mapping[: key.shape[0]]
-        kv_cache_write(key, value, kv_cache, slot_mapping, self.layout(kv_cache))
+        layout, kv = self.layout(kv_cache), self.kv_quantisation
+        if kv is None:
+            kv_cache_write(key, value, kv_cache, slot_mapping, layout)
+            return
+        kv_cache_write(
+            key,
+            value,
+            kv_cache,
+            slot_mapping,
+            layout,
+            channel_scales=kv.channel_scales,
+            patch_thresholds=kv.patch_thresholds,
+            counters=kv.counters,
+        )
 
     def forward(
         self,
@@ -247,7 +287,7 @@ class AscendCPUAttentionImpl(AttentionImpl[AscendCPUMetadata]):
             raise ValueError("attention over NZ pages does not quantise its output.")
         if attn_metadata is None:  # profiling and warm-up: there are no pages yet
             return output.zero_()
-        tokens = attn_metadata.num_actual_tokens
+        tokens, kv = attn_metadata.num_actual_tokens, self.kv_quantisation
         paged_attention(
             query[:tokens],
             kv_cache,
@@ -262,5 +302,7 @@ class AscendCPUAttentionImpl(AttentionImpl[AscendCPUMetadata]):
             soft_cap=self.soft_cap,
             alibi_slopes=self.alibi_slopes,
             sinks=self.sinks,
+            channel_scales=None if kv is None else kv.channel_scales,
+            fast=kv is not None and kv.fast,
         )
         return output

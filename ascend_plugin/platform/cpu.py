@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from ascend_plugin.config import INT8_DTYPE, ConfigError
+
 from .common import configure
+from .kv_cache import configure_kv_cache
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -46,7 +49,8 @@ class AscendCPUPlatform(CpuPlatform):
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Check the plugin's settings and choose its worker."""
-        configure(vllm_config, "cpu")
+        config = configure(vllm_config, "cpu")
+        configure_kv_cache(vllm_config, config.kv_cache)
         # The V2 runner exists only with a working Triton; a machine that has one must not
         # silently run code that the plugin was not tested with.
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
@@ -84,6 +88,12 @@ class AscendCPUPlatform(CpuPlatform):
         if not reasons:
             register_attention_backend()
             return ATTENTION_BACKEND
+        if attn_selector_config.kv_cache_dtype == INT8_DTYPE:
+            raise ConfigError(
+                f"--kv-cache-dtype {INT8_DTYPE} is served by the plugin's attention alone, which "
+                f"does not serve a layer of this model: {', '.join(reasons)}. Leave "
+                "--kv-cache-dtype out."
+            )
         _log_once(f"Attention falls to vLLM's own CPU backend: {', '.join(reasons)}.")
         if selected_backend == AttentionBackendEnum.CUSTOM:
             selected_backend = None

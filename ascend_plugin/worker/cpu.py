@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from ascend_plugin.attention.kv_quantisation import check_bound_pages, quantise_layers
+from ascend_plugin.compat import apply_worker_patches
 from ascend_plugin.config import parse_config
 from ascend_plugin.ops.dispatch import set_policy
 from ascend_plugin.ops.native import memory
@@ -25,10 +27,20 @@ class AscendCPUWorker(CPUWorker):
         super().__init__(*args, **kwargs)
         self.plugin_config = parse_config(self.vllm_config.additional_config)
         set_policy(self.plugin_config.ops.implementation)
+        apply_worker_patches()
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Load the model, then tell its layers how their KV cache is scaled."""
+        from vllm.distributed import get_tensor_model_parallel_rank as rank
+        from vllm.distributed import get_tensor_model_parallel_world_size as world
+
+        super().load_model(**kwargs)
+        quantise_layers(self.vllm_config, self.plugin_config.kv_cache, rank(), world())
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Allocate the KV cache, on huge pages where the kernel grants them."""
         super().initialize_from_config(kv_cache_config)
+        check_bound_pages(self.vllm_config)
         if self.plugin_config.kv_cache.huge_pages:
             self._use_huge_pages()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from engines import STOCK, EngineProcess
+from int8_engines import Int8Models
 from tiny_engines import TinyModels
 
 
@@ -39,3 +40,9 @@ def smollm2(repository: Path) -> str:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Write tiny models by name."""
     return TinyModels(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def int8(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Int8Models:
+    """Write tiny models and their KV scales by name."""
+    return Int8Models(tiny, tmp_path_factory.mktemp("scales"))

@@ -11,13 +11,16 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+from int8_engines import Int8Models
 from processes import environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+Server = tuple[subprocess.Popen, int, Path]
 CONFIGS = sorted((REPOSITORY / "configs" / "serve").glob("*.yaml"))
 
 
@@ -73,34 +76,40 @@ def _ask(port: int, path: str, body: dict | None = None) -> str:
         return response.read().decode()
 
 
-@pytest.fixture
-def server(smollm2: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen, int, Path]]:
-    """A running server, its port and its log; killed if a test leaves it behind."""
-    port, log = _free_port(), tmp_path / "log"
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", smollm2]
-    command += ["--config", str(REPOSITORY / "configs" / "serve" / "smollm2-cpu.yaml")]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--block-size", "32"]
+@contextmanager
+def _serving(folder: Path, *arguments: str) -> Iterator[Server]:
+    """Start ``vllm serve``: the process, its port and its log; killed if a test leaves it."""
+    port, log = _free_port(), folder / "log"
+    command = [str(Path(sys.executable).with_name("vllm")), "serve", *arguments]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as sink:
         process = subprocess.Popen(
             command,
             stdout=sink,
             stderr=sink,
             env=environment(extra={"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}),
-            cwd=tmp_path,
+            cwd=folder,
             start_new_session=True,
         )
-    yield process, port, log
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    try:
+        _wait_until_healthy(process, port, log, 240)
+        yield process, port, log
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @pytest.mark.engine
 @pytest.mark.model
 @pytest.mark.slow
-def test_serve(server: tuple[subprocess.Popen, int, Path]) -> None:
-    process, port, log = server
-    _wait_until_healthy(process, port, log, 240)
+def test_serve(smollm2: str, tmp_path: Path) -> None:
+    config = str(REPOSITORY / "configs" / "serve" / "smollm2-cpu.yaml")
+    with _serving(tmp_path, smollm2, "--config", config, "--block-size", "32") as server:
+        _ask_and_stop(*server)
+
+
+def _ask_and_stop(process: subprocess.Popen, port: int, log: Path) -> None:
     model = json.loads(_ask(port, "/v1/models"))["data"][0]["id"]
     question = [{"role": "user", "content": "What is the capital of France?"}]
     body = {"model": model, "messages": question, "max_tokens": 24, "temperature": 0}
@@ -113,6 +122,35 @@ def test_serve(server: tuple[subprocess.Popen, int, Path]) -> None:
     assert process.wait(60) in (0, -signal.SIGINT, 128 + signal.SIGINT)
     _wait_until_gone(process.pid, 30)
     _expect_clean_stop(log.read_text()[len(text) :])
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_counters_of_an_int8_cache_on_metrics(int8: Int8Models, tmp_path: Path) -> None:
+    """From the worker's process to the server's."""
+    model = int8("llama")
+    options = {
+        "--served-model-name": "tiny",
+        "--dtype": "float32",
+        "--max-model-len": "512",
+        "--kv-cache-memory-bytes": str(1 << 26),
+        "--kv-cache-dtype": "int8_per_token_head",
+        "--additional-config": json.dumps(model.config("c8p")),
+    }
+    flags = ["--skip-tokenizer-init", "--enforce-eager"]
+    with _serving(tmp_path, model.path, *flags, *sum(options.items(), ())) as (_, port, _log):
+        assert "ascend_plugin:kv_cache_rows_total{" not in _ask(port, "/metrics")
+        prompt = [5, 7, 14, 21, 9, 28, 35, 42]
+        body = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "detokenize": False}
+        assert json.loads(_ask(port, "/v1/completions", body))["usage"]["completion_tokens"] == 4
+        labels = '{model_name="tiny",variant="c8p"}'
+        lines = _ask(port, "/metrics").splitlines()
+        counts = {line.split("{")[0]: float(line.split()[-1]) for line in lines if labels in line}
+    rows = (len(prompt) + 3) * 2 * 2 * model.offline.layers
+    assert counts["ascend_plugin:kv_cache_rows_total"] == rows
+    assert 0 < counts["ascend_plugin:kv_cache_patched_total"] < rows
+    assert counts["ascend_plugin:kv_cache_saturated_total"] > 0
+    assert counts["ascend_plugin:kv_cache_patch_overflows_total"] == 0
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

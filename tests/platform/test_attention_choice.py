@@ -11,6 +11,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.attention.selector import AttentionSelectorConfig
 
 from ascend_plugin.attention.cpu import AscendCPUAttentionBackend
+from ascend_plugin.config import ConfigError
 from ascend_plugin.platform import cpu
 from ascend_plugin.platform.cpu import ATTENTION_BACKEND, AscendCPUPlatform
 
@@ -43,6 +44,7 @@ def messages(
         {"dtype": torch.float16},
         {"kv_cache_dtype": "bfloat16"},
         {"kv_cache_dtype": "float16"},
+        {"kv_cache_dtype": "int8_per_token_head"},
         {"kv_cache_dtype": None},
         {"block_size": None},
         {"block_size": 16},
@@ -66,6 +68,10 @@ def test_decoders_get_the_plugin(layer: dict, messages: pytest.LogCaptureFixture
         ({"head_size": 512}, "head size 512 not supported"),
         ({"head_size": 72}, "head size 72 not supported"),
         ({"kv_cache_dtype": "fp8"}, "KV cache dtype fp8 not supported"),
+        (
+            {"kv_cache_dtype": "int4_per_token_head"},
+            "KV cache dtype int4_per_token_head not supported",
+        ),
         ({"kv_cache_dtype": "fp8_e5m2"}, "KV cache dtype fp8_e5m2 not supported"),
         ({"block_size": 8}, "block size 8 not supported"),
         ({"block_size": 512}, "block size 512 not supported"),
@@ -88,6 +94,25 @@ def test_other_layers_fall_to_vllm_with_a_reason(
         assert _choose(**layer) == STOCK
     told = [record.getMessage() for record in messages.records]
     assert told == [f"Attention falls to vLLM's own CPU backend: {reason}."]
+
+
+@pytest.mark.parametrize(
+    ("selected", "layer", "reason"),
+    [
+        (None, {"head_size": 512}, "head size 512 not supported"),
+        (None, {"attn_type": AttentionType.ENCODER_DECODER.value}, "attention type encoder_dec"),
+        (None, {"use_mla": True, "head_size": 576}, "MLA not supported"),
+        (AttentionBackendEnum.CPU_ATTN, {}, "--attention-backend CPU_ATTN was asked for"),
+    ],
+    ids=str,
+)
+def test_an_int8_cache_has_no_other_backend(
+    selected: AttentionBackendEnum | None, layer: dict, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match="int8_per_token_head is served by the plugin's") as told:
+        _choose(selected, kv_cache_dtype="int8_per_token_head", **layer)
+    assert reason in str(told.value)
+    assert "Leave --kv-cache-dtype out" in str(told.value)
 
 
 def test_mla_falls_to_vllm(messages: pytest.LogCaptureFixture) -> None:

@@ -20,12 +20,27 @@ def test_every_setting() -> None:
         {
             "device": "cpu",
             "ops": {"implementation": "reference"},
-            "kv_cache": {"huge_pages": False},
+            "kv_cache": {
+                "huge_pages": False,
+                "variant": "c8p",
+                "scales": "kv_scales.safetensors",
+                "patch_code": "e3m0",
+                "patch_threshold": 0.05,
+                "layers": {"0": "auto", "1-3": "c8d", "*.layers.9.*": "c8s"},
+                "precision": "fast",
+            },
         }
     )
     assert config.device == "cpu"
     assert config.ops.implementation == "reference"
     assert config.kv_cache.huge_pages is False
+    assert config.kv_cache.variant == "c8p"
+    assert config.kv_cache.patch_threshold == 0.05
+    assert list(config.kv_cache.layers) == ["0", "1-3", "*.layers.9.*"]
+    assert set(config.kv_cache.int8_settings()) == set(type(config.kv_cache).model_fields) - {
+        "huge_pages"
+    }
+    assert parse_config({}).kv_cache.int8_settings() == {}
 
 
 def test_keys_of_vllm_are_left_alone() -> None:
@@ -45,8 +60,38 @@ def test_keys_of_vllm_are_left_alone() -> None:
         ),
         (
             {"kv_cache": {"huge_pages": True, "dtype": "int8"}},
-            "kv_cache.dtype is unknown (value 'int8'); allowed here: huge_pages.",
+            "kv_cache.dtype is unknown (value 'int8'); allowed here: huge_pages, layers, "
+            "patch_code, patch_threshold, precision, scales, variant.",
         ),
+        ({"kv_cache": {"variant": "c8"}}, "kv_cache.variant='c8': Input should be 'c8d', 'c8s' or"),
+        (
+            {"kv_cache": {"layers": {"0": "bf16"}}},
+            "kv_cache.layers.0='bf16': Input should be 'c8d'",
+        ),
+        ({"kv_cache": {"layers": ["0"]}}, "kv_cache.layers=['0']: Input should be a valid dict"),
+        ({"kv_cache": {"layers": {" ": "auto"}}}, "kv_cache.layers has the pattern ' '; use an"),
+        ({"kv_cache": {"precision": "int8"}}, "kv_cache.precision='int8': Input should be 'exact'"),
+        ({"kv_cache": {"variant": "c8s", "scales": ""}}, "kv_cache.scales='': String should have"),
+        (
+            {"kv_cache": {"variant": "c8p", "patch_threshold": -0.1}},
+            "kv_cache.patch_threshold=-0.1: Input should be greater than or equal to 0",
+        ),
+        (
+            {"kv_cache": {"variant": "c8p", "patch_threshold": float("inf")}},
+            "kv_cache.patch_threshold=inf: Input should be a finite number",
+        ),
+        (
+            {"kv_cache": {"variant": "c8d", "scales": "x"}},
+            "kv_cache.scales='x' is given, but no layer uses static scales. Set kv_cache.variant "
+            "to 'c8s' or 'c8p', or leave kv_cache.scales out.",
+        ),
+        ({"kv_cache": {"scales": "x"}}, "but no layer uses static scales"),
+        (
+            {"kv_cache": {"variant": "c8s", "scales": "x", "patch_code": "int4"}},
+            "kv_cache.patch_code='int4' is given, but no layer has patches. Set kv_cache.variant "
+            "to 'c8p', or leave kv_cache.patch_code out.",
+        ),
+        ({"kv_cache": {"patch_threshold": 0.1}}, "kv_cache.patch_threshold=0.1 is given, but no"),
         ({"device": "gpu"}, "device='gpu': Input should be 'auto', 'cpu' or 'npu'."),
         (
             {"ops": {"implementation": "fast"}},

@@ -40,8 +40,20 @@ class EngineKeeper:
         if job["engine"] != self.settings:
             self.stop()
             self.start(job["engine"])
+        before = _counters()
         runs = [self.generate(run) for run in job["runs"]]
-        return {"runs": runs, "metrics": self.metrics(), "made_of": self.made_of()}
+        counted = {
+            variant: [
+                now - then for now, then in zip(counts, before.get(variant, [0] * 4), strict=True)
+            ]
+            for variant, counts in _counters().items()
+        }
+        return {
+            "runs": runs,
+            "metrics": self.metrics(),
+            "made_of": self.made_of(),
+            "counters": {variant: counts for variant, counts in counted.items() if counts[0]},
+        }
 
     def start(self, settings: dict[str, Any]) -> None:
         from vllm import LLM
@@ -71,6 +83,10 @@ class EngineKeeper:
         if run.get("embed"):
             outputs = self.llm.embed(prompts, use_tqdm=False)
             return {"embeddings": [output.outputs.embedding for output in outputs]}
+        if run.get("beams"):
+            return {"beams": self.beams(prompts, run)}
+        if run.get("page_digests"):
+            return {"page_digests": self.page_digests(run["page_digests"])}
         if run.get("score"):
             params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
             return {"scores": [_scores(o) for o in self.llm.generate(prompts, params)]}
@@ -87,6 +103,32 @@ class EngineKeeper:
             return {"refused": f"{type(error).__name__}: {error}"}
         return {"outputs": [_plain(output) for output in outputs]}
 
+    def beams(self, prompts: list[Any], run: dict[str, Any]) -> list[Any]:
+        """Return tokens and summed logprob of every beam of each prompt."""
+        from vllm.sampling_params import BeamSearchParams
+
+        params = BeamSearchParams(run["beams"], run["max_tokens"], ignore_eos=True)
+        found = self.llm.beam_search(prompts, params)
+        return [
+            [{"tokens": beam.tokens, "logprob": beam.cum_logprob} for beam in output.sequences]
+            for output in found
+        ]
+
+    def page_digests(self, blocks: list[int]) -> list[str]:
+        """Return a digest of these blocks' bytes for every layer."""
+        import hashlib
+
+        import torch
+
+        return [
+            hashlib.sha256(cache[blocks].contiguous().view(torch.uint8).numpy()).hexdigest()
+            for cache in self._runner().kv_caches
+        ]
+
+    def _runner(self) -> Any:
+        core = self.llm.llm_engine.engine_core.engine_core
+        return core.model_executor.driver_worker.worker.model_runner
+
     def metrics(self) -> dict[str, float]:
         """Every counter and gauge of the engine, added up over its labels."""
         from vllm.v1.metrics.reader import Counter, Gauge
@@ -102,7 +144,9 @@ class EngineKeeper:
         from vllm.platforms import current_platform
 
         core = self.llm.llm_engine.engine_core.engine_core
-        runner = core.model_executor.driver_worker.worker.model_runner
+        if not hasattr(core.model_executor, "driver_worker"):  # the workers are processes
+            return {"executor": type(core.model_executor).__name__}
+        runner = self._runner()
         groups = [group for groups in runner.attn_groups for group in groups]
         return {
             "platform": type(current_platform).__name__,
@@ -110,9 +154,22 @@ class EngineKeeper:
             "backends": sorted({group.backend.__name__ for group in groups}),
             "block_sizes": sorted({group.kv_cache_spec.block_size for group in groups}),
             "dtypes": sorted({str(cache.dtype) for cache in runner.kv_caches}),
+            "num_blocks": core.vllm_config.cache_config.num_gpu_blocks,
             "batched_tokens": core.vllm_config.scheduler_config.max_num_batched_tokens,
             "implementations": _implementations(),
         }
+
+
+def _counters() -> dict[str, list[int]]:
+    """Counters of int8 caches so far, by variant."""
+    if "ascend_plugin.kv_cache.counters" not in sys.modules:
+        return {}
+    totals: dict[str, list[int]] = {}
+    read = sys.modules["ascend_plugin.kv_cache.counters"].read_counters
+    for (_, variant), counts in read().items():
+        known = totals.get(variant, [0] * len(counts))
+        totals[variant] = [a + b for a, b in zip(known, counts, strict=True)]
+    return totals
 
 
 def _implementations() -> dict[str, list[str]]:

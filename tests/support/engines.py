@@ -39,11 +39,16 @@ class Output:
 
 @dataclass(slots=True)
 class Answer:
-    """What a job gave: outputs by run (or why a run was refused), counters, and the parts used."""
+    """What a job gave: outputs by run (or why a run was refused), counters, and the parts used.
+
+    ``counters`` are those of int8 caches during the job, by variant: rows, saturated, patched,
+    patches without a slot.
+    """
 
     runs: list[Any]
     metrics: dict[str, float]
     made_of: dict[str, Any]
+    counters: dict[str, list[int]] = field(default_factory=dict)
     log: str = field(repr=False, default="")
 
     def outputs(self, run: int = 0) -> list[Output]:

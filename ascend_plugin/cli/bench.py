@@ -77,6 +77,7 @@ def serve(
     rounds: options.Rounds = 3,
     threads: options.Threads = None,
     variant: options.ServeVariant = "bf16",
+    scales: options.ServeScales = None,
     eager: options.Eager = True,
     as_json: options.AsJson = False,
 ) -> None:
@@ -92,6 +93,7 @@ def serve(
         threads=machine.available_cpus() if threads is None else threads,
         variant=cases.known("--variant", variant, cases.VARIANTS),
         eager=eager,
+        scales=scales,
     )
     _measure_serving(model or list(DEFAULT_MODELS), settings, as_json)
 

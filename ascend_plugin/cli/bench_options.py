@@ -18,7 +18,12 @@ Phases = Annotated[
 ]
 Variants = Annotated[
     list[str] | None,
-    typer.Option(metavar="bf16|fp16|fp32", help="Element type; repeatable.", show_default="bf16"),
+    typer.Option(
+        metavar="bf16|fp16|fp32|c8d|c8s|c8p|c8d-fast|…",
+        help="Element type, or int8 pages (queries and vLLM's cache are bf16 then; -fast: 8-bit "
+        "products); repeatable.",
+        show_default="bf16",
+    ),
 ]
 AttentionBatches = Annotated[
     list[int] | None,
@@ -69,7 +74,16 @@ ServeContexts = Annotated[
 DecodeSteps = Annotated[int, typer.Option(help="Decode steps of a round.")]
 Rounds = Annotated[int, typer.Option(help="Decode rounds of each contender.")]
 ServeVariant = Annotated[
-    str, typer.Option(metavar="bf16|fp16|fp32", help="Element type of weights and cache.")
+    str,
+    typer.Option(
+        metavar="bf16|fp16|fp32|c8d|c8s|c8p|c8d-fast|…",
+        help="Element type of weights and cache, or the plugin's int8 cache (weights and vLLM's "
+        "cache are bf16 then).",
+    ),
+]
+ServeScales = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Static scales for c8s and c8p, of the one --model."),
 ]
 Eager = Annotated[
     bool, typer.Option("--eager/--compile", help="Without or with torch.compile (slower start).")

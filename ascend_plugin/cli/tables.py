@@ -15,7 +15,8 @@ def attention_table(rows: Sequence[AttentionRow], meta: Mapping[str, object]) ->
     table = _table(f"attention, {_where(meta)}")
     table.add_column("case")
     table.add_column("runs on")
-    for name in ("ms", "vLLM ms", "ratio", "GB/s", "GFLOP/s", "rel L2", "vLLM rel L2"):
+    speed = ("ms", "vLLM ms", "ratio", "GB/s", "GFLOP/s")
+    for name in (*speed, "rel L2", "vLLM rel L2", "tokens/GiB"):
         table.add_column(name, justify="right")
     table.add_column("note")
     for row in rows:
@@ -29,6 +30,7 @@ def attention_table(rows: Sequence[AttentionRow], meta: Mapping[str, object]) ->
             _number(row.gflop_per_s),
             _number(row.rel_l2_vs_fp64),
             _number(row.stock_rel_l2_vs_fp64),
+            f"{row.kv_tokens_per_gib} ({row.kv_tokens_vs_bf16:.2f}×)",
             row.note or "",
         )
     return table

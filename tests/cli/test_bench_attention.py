@@ -10,6 +10,8 @@ import sys
 import pytest
 from machine_keys import MACHINE_KEYS
 
+from ascend_plugin.bench.attention.cases import VARIANTS
+
 ROW_KEYS = {
     "phase",
     "variant",
@@ -31,8 +33,11 @@ ROW_KEYS = {
     "gb_per_s",
     "gflop_per_s",
     "rel_l2_vs_fp64",
+    "rel_l2_vs_pages",
     "stock_rel_l2_vs_fp64",
     "parity_ok",
+    "kv_tokens_per_gib",
+    "kv_tokens_vs_bf16",
     "pairs",
     "note",
 }
@@ -43,6 +48,9 @@ META_KEYS = MACHINE_KEYS | {
     "ratio_vs_stock",
     "seconds_per_case",
     "stock_rel_l2_vs_fp64",
+    "rel_l2_vs_pages",
+    "int8_data",
+    "gb_per_s",
     "ld_preload",
 }
 TINY = (
@@ -91,7 +99,8 @@ def _result(done):
 def test_every_phase_and_variant(run_cli, tmp_path):
     done = run_cli(
         *TINY,
-        *("--block-size", "32", "--variant", "bf16", "--variant", "fp16", "--variant", "fp32"),
+        *("--block-size", "32"),
+        *(argument for variant in VARIANTS for argument in ("--variant", variant)),
         *("--plot", tmp_path / "result.svg", "--json"),
     )
     assert done.returncode == 0, done.stderr
@@ -101,9 +110,7 @@ def test_every_phase_and_variant(run_cli, tmp_path):
     assert result["meta"]["threads"] == 1
     rows = result["rows"]
     assert [(row["phase"], row["variant"]) for row in rows] == [
-        (phase, variant)
-        for phase in ("decode", "prefill", "write")
-        for variant in ("bf16", "fp16", "fp32")
+        (phase, variant) for phase in ("decode", "prefill", "write") for variant in VARIANTS
     ]
     for row in rows:
         assert set(row) == ROW_KEYS

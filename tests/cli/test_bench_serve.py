@@ -56,6 +56,20 @@ def test_two_engines_in_turn(run_cli, tmp_path):
 
 @pytest.mark.engine
 @pytest.mark.slow
+def test_an_int8_cache_against_stock(run_cli, tmp_path):
+    model = write_tiny_llama(tmp_path / "tiny", head_dim=32)
+    done = run_cli(
+        *("bench", "serve", "--model", model, "--variant", "c8d-fast", "--batch", "2"),
+        *("--context", "40", "--new-tokens", "2", "--rounds", "1", "--threads", "1", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [row["variant"] for row in result["rows"]] == ["c8d-fast"]
+    assert result["meta"]["kv_cache"] == {"variant": "c8d", "precision": "fast"}
+
+
+@pytest.mark.engine
+@pytest.mark.slow
 def test_an_engine_that_does_not_start_shows_its_last_lines(run_cli, tmp_path):
     model = write_tiny_llama(tmp_path / "tiny")
     (model / "model.safetensors").unlink()
@@ -71,6 +85,8 @@ def test_an_engine_that_does_not_start_shows_its_last_lines(run_cli, tmp_path):
     [
         (("--model", "no-model"), ("--model no-model", "config.json", "qwen3-28x1024")),
         (("--variant", "int4"), ("--variant int4", "bf16, fp16, fp32")),
+        (("--variant", "c8s"), ("--variant c8s", "--scales FILE", "calibrate kv")),
+        (("--variant", "c8d", "--scales", "x"), ("--scales x", "--variant c8d", "c8p")),
         (("--batch", "0"), ("--batch 0", "1 to")),
         (("--rounds", "0"), ("--rounds 0",)),
         (("--threads", "100000"), ("--threads 100000",)),

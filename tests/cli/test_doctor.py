@@ -27,7 +27,7 @@ def test_this_environment(run_cli):
     assert done.returncode == any(row["status"] == "problem" for row in rows.values())
     assert rows["platform that vLLM chooses"]["detail"].startswith("ascend_plugin.platform.")
     for name in ("paged_attention", "kv_cache_write"):
-        for variant in ("bf16", "fp16", "fp32"):
+        for variant in ("bf16", "fp16", "fp32", "c8d", "c8s", "c8p"):
             assert f"operator {name}, {variant} pages" in rows
 
 

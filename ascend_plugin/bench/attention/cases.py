@@ -10,14 +10,19 @@ from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.machine import last_level_cache_bytes
 
 Phase = Literal["decode", "prefill", "write"]
-Variant = Literal["bf16", "fp16", "fp32"]
+Element = Literal["bf16", "fp16", "fp32"]
+Int8Variant = Literal["c8d", "c8d-fast", "c8s", "c8s-fast", "c8p", "c8p-fast"]
+Variant = Element | Int8Variant
+Quantised = Literal["c8d", "c8s", "c8p"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
+ELEMENTS: tuple[Element, ...] = get_args(Element)
+INT8_VARIANTS: tuple[Int8Variant, ...] = get_args(Int8Variant)
+VARIANTS: tuple[Variant, ...] = (*ELEMENTS, *INT8_VARIANTS)
 
 NameT = TypeVar("NameT", bound=str)
 
 #: Bytes of one element of K or V.
-ITEMSIZE: dict[Variant, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+ITEMSIZE: dict[Element, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 #: Sequences of a call (write: tokens of a call) when the user names none.
 DEFAULT_BATCHES: dict[Phase, tuple[int, ...]] = {
@@ -33,6 +38,21 @@ DEFAULT_NEW_TOKENS = 2048
 _MIN_CACHE_BYTES = 192 * 2**20
 _MIN_CACHE_FACTOR = 4
 _MIN_LAYERS, _MAX_LAYERS = 2, 64
+
+
+def element_of(variant: Variant) -> Element:
+    """Return the element type beside a variant's pages: the model's, and of vLLM's cache."""
+    return next((name for name in ELEMENTS if name == variant), "bf16")
+
+
+def quantisation_of(variant: Variant) -> Quantised | None:
+    """Return how a variant's pages are scaled; None: they are not int8."""
+    return next((name for name in get_args(Quantised) if variant.startswith(name)), None)
+
+
+def is_fast(variant: Variant) -> bool:
+    """Say whether attention over a variant's pages uses 8-bit products."""
+    return variant.endswith("-fast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +92,8 @@ class Case:
 
     Attributes:
         phase: decode (one new token per sequence), prefill (many) or write (K and V into pages).
-        variant: element type of queries and pages.
+        variant: element type of queries and pages, or how int8 pages are scaled (then queries are
+            bf16); "-fast" is the 8-bit mode of attention.
         batch: sequences of a call; for write the tokens of a call.
         context: tokens per sequence, the new ones included; for write the tokens of a cache.
         new_tokens: query rows per sequence; 1 for decode and write.
@@ -109,6 +130,26 @@ class Case:
         return f"{self.phase} {self.variant} {what} {self.batch} context {self.context}{new}"
 
     @property
+    def element(self) -> Element:
+        """Element type of queries, keys and values, and of vLLM's cache."""
+        return element_of(self.variant)
+
+    @property
+    def quantisation(self) -> Quantised | None:
+        """How the plugin's pages are scaled; None: they are not int8."""
+        return quantisation_of(self.variant)
+
+    @property
+    def fast(self) -> bool:
+        """Whether attention uses 8-bit products."""
+        return is_fast(self.variant)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element of K or V in the plugin's pages."""
+        return ITEMSIZE[self.element] if self.quantisation is None else 1
+
+    @property
     def blocks_per_sequence(self) -> int:
         """Blocks of one sequence; for write, of the cache."""
         tokens = max(self.context, self.batch) if self.phase == "write" else self.context
@@ -121,17 +162,25 @@ class Case:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of K and V of one token."""
-        return 2 * self.geometry.kv_heads * self.geometry.head_dim * ITEMSIZE[self.variant]
+        """Bytes of K and V of one token in the plugin's pages, without scales and patches."""
+        return 2 * self.geometry.kv_heads * self.geometry.head_dim * self.itemsize
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of one layer's cache."""
+        """Bytes of one layer's cache, without scales and patches."""
         return self.num_blocks * self.geometry.block_size * self.token_bytes
 
     @property
+    def stock_cache_bytes(self) -> int:
+        """Bytes of one layer's cache of vLLM, which has no int8."""
+        return self.cache_bytes // self.itemsize * ITEMSIZE[self.element]
+
+    @property
     def moved_bytes(self) -> int:
-        """Bytes of K and V that one call must read (write: store) at least once."""
+        """Bytes of K and V that one call must read (write: store) at least once.
+
+        Scales and patches are not counted.
+        """
         tokens = self.batch if self.phase == "write" else self.batch * self.context
         return tokens * self.token_bytes
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from ascend_plugin.bench.attention.cases import Case
-from ascend_plugin.bench.attention.data import DTYPES, CaseData
+from ascend_plugin.bench.attention.data import CaseData
 from ascend_plugin.ops import kv_cache_write as write_op
 from ascend_plugin.ops import paged_attention as attention_op
 from ascend_plugin.ops.native import loader, memory
@@ -72,13 +72,15 @@ class PluginContender:
             caches.append(cache)
         result = torch.empty(data.query.shape, dtype=data.query.dtype)
         if case.phase == "write":
+            extras = data.write_arguments()
 
             def run(layer: int) -> None:
                 write_op.kv_cache_write(
-                    data.key, data.value, caches[layer], data.slot_mapping, layout
+                    data.key, data.value, caches[layer], data.slot_mapping, layout, **extras
                 )
 
         else:
+            extras = data.attention_arguments()
             for cache in caches:
                 cache.copy_(data.pages)
             scale = case.geometry.head_dim**-0.5
@@ -93,9 +95,10 @@ class PluginContender:
                     data.block_table,
                     layout,
                     scale=scale,
+                    **extras,
                 )
 
-        implementation = _chosen_implementation(case)
+        implementation = _chosen_implementation(data)
         return Prepared(
             run=run,
             layers=case.layers,
@@ -107,15 +110,21 @@ class PluginContender:
         )
 
 
-def _chosen_implementation(case: Case) -> str:
+def _chosen_implementation(data: CaseData) -> str:
     """Return what the operator's dispatch chooses for the case."""
-    geometry, dtype = case.geometry, DTYPES[case.variant]
-    if case.phase == "write":
+    page, dtype = data.page, data.key.dtype
+    if data.case.phase == "write":
         write = write_op.WriteRequest(
-            dtype, dtype, geometry.kv_heads, geometry.head_dim, geometry.block_size
+            dtype, page.dtype, page.num_kv_heads, page.head_dim, page.block_size, page.quantisation
         )
         return write_op.operator.choose(write).implementation.name
     attention = attention_op.AttentionRequest(
-        dtype, dtype, geometry.heads, geometry.kv_heads, geometry.head_dim, geometry.block_size
+        dtype,
+        page.dtype,
+        data.case.geometry.heads,
+        page.num_kv_heads,
+        page.head_dim,
+        page.block_size,
+        page.quantisation,
     )
     return attention_op.operator.choose(attention).implementation.name

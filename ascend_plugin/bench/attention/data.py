@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from ascend_plugin.bench.attention.cases import Case, Variant
+from ascend_plugin.bench.attention.cases import Case, Element
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.kv_cache import PageFormat
 from ascend_plugin.ops.kv_cache_write import reference as write_reference
+from ascend_plugin.ops.page_layout import Quantisation
 
-DTYPES: dict[Variant, torch.dtype] = {
+DTYPES: dict[Element, torch.dtype] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp32": torch.float32,
 }
+
+
+#: Share of (token, head) rows of an int8 case that are ten times smaller than the others, as K and
+#: V of attention sinks are: static scales serve them badly, so these are the ones that get patches.
+QUIET_SHARE = 0.01
+
+#: Relative error from which on a row gets a patch: above what static scales do to normal rows.
+PATCH_THRESHOLD = 0.03
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class CaseData:
         query_start_loc: int32 ``[batch + 1]``.
         seq_lens: int32 ``[batch]``.
         pages: ``key`` and ``value`` in pages, written by the reference operator.
+        channel_scales: float32 ``[2, kv_heads, head_dim]`` of static variants, else None.
+        patch_thresholds: of K and V, for pages with patches, else empty.
     """
 
     case: Case
@@ -46,6 +58,24 @@ class CaseData:
     query_start_loc: torch.Tensor
     seq_lens: torch.Tensor
     pages: torch.Tensor
+    channel_scales: torch.Tensor | None = None
+    patch_thresholds: tuple[float, ...] = ()
+
+    def write_arguments(self) -> dict[str, Any]:
+        """Return what ``kv_cache_write`` needs beside tensors and layout."""
+        if self.page.quantisation is Quantisation.NONE:
+            return {}
+        return {
+            "channel_scales": self.channel_scales,
+            "patch_thresholds": self.patch_thresholds,
+            "counters": None,
+        }
+
+    def attention_arguments(self) -> dict[str, Any]:
+        """Return what ``paged_attention`` needs beside tensors, layout and scale."""
+        if self.page.quantisation is Quantisation.NONE:
+            return {}
+        return {"channel_scales": self.channel_scales, "fast": self.case.fast}
 
 
 def make_data(case: Case, seed: int = 0) -> CaseData:
@@ -59,11 +89,9 @@ def make_data(case: Case, seed: int = 0) -> CaseData:
     block_table = _block_table(case, generator)
     query, key, value = _tokens(case, generator)
     slots = _slots(case, block_table, generator)
-    pages = torch.zeros(page.pages_shape(case.num_blocks), dtype=page.dtype)
-    write_reference.kv_cache_write(key, value, pages, slots, page.layout())
     sequences = 0 if case.phase == "write" else case.batch
     starts = torch.arange(sequences + 1, dtype=torch.int32) * case.new_tokens
-    return CaseData(
+    data = CaseData(
         case=case,
         page=page,
         query=query,
@@ -73,15 +101,42 @@ def make_data(case: Case, seed: int = 0) -> CaseData:
         block_table=block_table,
         query_start_loc=starts.to(torch.int32),
         seq_lens=torch.full((sequences,), case.context, dtype=torch.int32),
-        pages=pages,
+        pages=torch.zeros(page.pages_shape(case.num_blocks), dtype=page.dtype),
+        channel_scales=_channel_scales(key, value) if page.quantisation.static else None,
+        patch_thresholds=(PATCH_THRESHOLD,) * 2 if page.patch_slots else (),
     )
+    write_reference.kv_cache_write(
+        key, value, data.pages, slots, page.layout(), **data.write_arguments()
+    )
+    return data
+
+
+def unquantised(data: CaseData) -> CaseData:
+    """Return the same keys and values in pages of their own type: the truth for int8 pages."""
+    case = replace(data.case, variant=data.case.element)
+    page = _page_format(case)
+    pages = torch.zeros(page.pages_shape(case.num_blocks), dtype=page.dtype)
+    write_reference.kv_cache_write(data.key, data.value, pages, data.slot_mapping, page.layout())
+    return replace(
+        data, case=case, page=page, pages=pages, channel_scales=None, patch_thresholds=()
+    )
+
+
+def _channel_scales(key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return scales under which no element saturates."""
+    return torch.stack([tokens.float().abs().amax(0) / 127 for tokens in (key, value)])
 
 
 def _page_format(case: Case) -> PageFormat:
     geometry = case.geometry
     try:
+        quantisation = Quantisation[(case.quantisation or "none").upper()]
         return PageFormat(
-            DTYPES[case.variant], geometry.block_size, geometry.kv_heads, geometry.head_dim
+            DTYPES[case.element] if quantisation is Quantisation.NONE else torch.int8,
+            geometry.block_size,
+            geometry.kv_heads,
+            geometry.head_dim,
+            quantisation,
         )
     except ValueError as error:
         raise BenchError(f"pages cannot hold this case: {error}") from error
@@ -97,15 +152,19 @@ def _tokens(
     case: Case, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return query, key and value."""
-    geometry, dtype = case.geometry, DTYPES[case.variant]
+    geometry, dtype = case.geometry, DTYPES[case.element]
     rows = case.batch * case.new_tokens
     widths = (geometry.heads, geometry.kv_heads, geometry.kv_heads)
     projection = _random((rows, sum(widths), geometry.head_dim), dtype, generator)
     query, key, value = projection.split(widths, dim=1)
-    if case.phase == "write":
-        return query[:0], key, value
-    shape = (case.batch * case.context, geometry.kv_heads, geometry.head_dim)
-    return query, _random(shape, dtype, generator), _random(shape, dtype, generator)
+    if case.phase != "write":
+        shape = (case.batch * case.context, geometry.kv_heads, geometry.head_dim)
+        key, value = _random(shape, dtype, generator), _random(shape, dtype, generator)
+    if case.quantisation:
+        for tokens in (key, value):
+            quiet = torch.rand(tokens.shape[:2], generator=generator) < QUIET_SHARE
+            tokens.mul_(torch.where(quiet, 0.1, 1.0)[..., None].to(dtype))
+    return query[:0] if case.phase == "write" else query, key, value
 
 
 def _random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:

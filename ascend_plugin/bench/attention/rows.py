@@ -29,7 +29,10 @@ class AttentionRow:
     gb_per_s: float
     gflop_per_s: float | None
     rel_l2_vs_fp64: float | None
+    rel_l2_vs_pages: float | None
     stock_rel_l2_vs_fp64: float | None
     parity_ok: bool
+    kv_tokens_per_gib: int
+    kv_tokens_vs_bf16: float
     pairs: int
     note: str | None

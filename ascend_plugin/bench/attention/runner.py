@@ -12,12 +12,13 @@ from ascend_plugin.bench import machine
 from ascend_plugin.bench.attention import parity
 from ascend_plugin.bench.attention.cases import Case
 from ascend_plugin.bench.attention.contenders import Contender, PluginContender, Prepared
-from ascend_plugin.bench.attention.data import CaseData, make_data
+from ascend_plugin.bench.attention.data import QUIET_SHARE, CaseData, make_data, unquantised
 from ascend_plugin.bench.attention.rows import AttentionRow
 from ascend_plugin.bench.attention.settings import Settings
 from ascend_plugin.bench.attention.stock import StockContender
 from ascend_plugin.bench.attention.timing import PairedTimes, time_pairs
 from ascend_plugin.bench.errors import BenchError
+from ascend_plugin.kv_cache import PageFormat
 from ascend_plugin.ops import dispatch
 from ascend_plugin.ops.native import loader
 
@@ -72,7 +73,10 @@ def _method(settings: Settings, memory: list[str]) -> dict[str, object]:
         "interleaving": "call by call, A B then B A, each pair on the next layer's caches",
         "ratio_vs_stock": "median over pairs of stock time / our time",
         "our_cache": f"torch.zeros, then moved to huge pages as the worker does: {memory}",
-        "stock_cache": "torch.zeros, as vLLM allocates it",
+        "stock_cache": "torch.zeros, as vLLM allocates it; not quantised",
+        "int8_data": f"{QUIET_SHARE:.0%} of (token, head) rows are ten times smaller than the rest",
+        "rel_l2_vs_pages": "against float64 over what the pages hold; parity_ok judges this one",
+        "gb_per_s": "K and V alone, without scales and patches",
         "stock_rel_l2_vs_fp64": "null for write: vLLM's layout is its own",
         "ld_preload": os.environ.get("LD_PRELOAD", ""),
     }
@@ -109,15 +113,36 @@ def _run_case(
         before, stock_parity = parity.check_write(our_run, data), None
         times = time_pairs(our_run, stock_run, settings.seconds)
         after = parity.compare_pages(our_run, data)
+        truth = before
     else:
         oracle = parity.attention_oracle(data)
+        exact = (
+            oracle if case.quantisation == "none" else parity.attention_oracle(unquantised(data))
+        )
         before = parity.check_attention(our_run, oracle)
-        stock_parity = parity.check_attention(stock_run, oracle) if stock_run else None
+        truth = exact.compare(our_run.result)
+        stock_parity = parity.check_attention(stock_run, exact) if stock_run else None
         times = time_pairs(our_run, stock_run, settings.seconds)
         after = oracle.compare(our_run.result)
-    ok = before.ok and after.ok
-    row = _row(data, our_run, times, settings, ok, before, stock_parity, refusal)
-    return row, our_run.remark
+    checked = Checked(before.ok and after.ok, before.rel_l2, truth.rel_l2, stock_parity)
+    return _row(data, our_run, times, settings, checked, refusal), our_run.remark
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What the comparisons of a case found.
+
+    Attributes:
+        ok: the plugin computed what its pages say, before and after the clock ran.
+        page_rel_l2: its error against that.
+        rel_l2: its error against keys and values as they were before any page.
+        stock: the same of vLLM.
+    """
+
+    ok: bool
+    page_rel_l2: float | None
+    rel_l2: float | None
+    stock: parity.Parity | None
 
 
 def _row(
@@ -125,16 +150,14 @@ def _row(
     our_run: Prepared,
     times: PairedTimes,
     settings: Settings,
-    parity_ok: bool,
-    our_parity: parity.Parity,
-    stock_parity: parity.Parity | None,
+    checked: Checked,
     refusal: str | None,
 ) -> AttentionRow:
     case, geometry = data.case, data.case.geometry
     notes = [refusal] if refusal else []
-    if not parity_ok:
+    if not checked.ok:
         notes.append("parity failed: the time is that of a wrong result")
-    if stock_parity and not stock_parity.ok:
+    if checked.stock and not checked.stock.ok:
         notes.append("vLLM's own result is outside the tolerance too")
     seconds, stock_seconds = times.median, times.stock_median
     return AttentionRow(
@@ -154,15 +177,27 @@ def _row(
         stock_time_ms=None if stock_seconds is None else _digits(stock_seconds * 1e3),
         best_ms=_digits(min(times.ours) * 1e3),
         stock_best_ms=_digits(min(times.stock) * 1e3) if times.stock else None,
-        ratio_vs_stock=_optional(times.ratio if parity_ok else None),
+        ratio_vs_stock=_optional(times.ratio if checked.ok else None),
         gb_per_s=_digits(case.moved_bytes / seconds / 1e9),
         gflop_per_s=_optional(case.flop / seconds / 1e9 if case.flop else None),
-        rel_l2_vs_fp64=_optional(our_parity.rel_l2),
-        stock_rel_l2_vs_fp64=_optional(stock_parity.rel_l2 if stock_parity else None),
-        parity_ok=parity_ok,
+        rel_l2_vs_fp64=_optional(checked.rel_l2),
+        rel_l2_vs_pages=_optional(checked.page_rel_l2),
+        stock_rel_l2_vs_fp64=_optional(checked.stock.rel_l2 if checked.stock else None),
+        parity_ok=checked.ok,
+        kv_tokens_per_gib=_tokens_per_gib(data.page),
+        kv_tokens_vs_bf16=_digits(_bf16_page(data.page).page_bytes / data.page.page_bytes),
         pairs=len(times.ours),
         note="; ".join(notes) or None,
     )
+
+
+def _bf16_page(page: PageFormat) -> PageFormat:
+    return PageFormat(torch.bfloat16, page.block_size, page.num_kv_heads, page.head_dim)
+
+
+def _tokens_per_gib(page: PageFormat) -> int:
+    """Tokens of one layer that a GiB of pages holds."""
+    return 2**30 // page.page_bytes * page.block_size
 
 
 def _digits(value: float) -> float:
@@ -180,7 +215,8 @@ def _require_memory(case: Case, contenders: int) -> None:
     Raises:
         BenchError: the caches and the inputs need more than is available.
     """
-    needed = case.cache_bytes * (case.layers * contenders + 6) + 2**30
+    caches = case.cache_bytes + case.stock_cache_bytes * (contenders - 1)
+    needed = caches * case.layers + case.stock_cache_bytes * 6 + 2**30
     available = machine.available_memory()
     if available is not None and needed > available:
         raise BenchError(

@@ -64,7 +64,7 @@ class StockContender:
     def prepare(self, data: CaseData) -> Prepared:
         """Allocate caches as vLLM does (``torch.zeros``) and fill them with vLLM's operator."""
         case, geometry = data.case, data.case.geometry
-        isa = self._isa(DTYPES[case.variant], geometry.block_size, geometry.head_dim)
+        isa = self._isa(DTYPES[case.element], geometry.block_size, geometry.head_dim)
         caches = [_zero_cache(data) for _ in range(case.layers)]
         result = torch.empty(data.query.shape, dtype=data.query.dtype)
 
@@ -136,7 +136,7 @@ class StockContender:
 def _zero_cache(data: CaseData) -> tuple[torch.Tensor, torch.Tensor]:
     """Return K and V of one layer: views of a cache in vLLM's layout LBHNC."""
     geometry = data.case.geometry
-    buffer = torch.zeros(data.case.cache_bytes, dtype=torch.int8)
+    buffer = torch.zeros(data.case.stock_cache_bytes, dtype=torch.int8)
     shape = (data.case.num_blocks, geometry.kv_heads, 2 * geometry.block_size, geometry.head_dim)
-    key_cache, value_cache = buffer.view(DTYPES[data.case.variant]).view(shape).chunk(2, dim=2)
+    key_cache, value_cache = buffer.view(DTYPES[data.case.element]).view(shape).chunk(2, dim=2)
     return key_cache, value_cache

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Load:
         max_num_seqs: sequences of a step.
         max_num_batched_tokens: tokens of a step: longer prompts are prefilled in chunks.
         kv_cache_bytes: size of the cache.
+        kv_cache_dtype: vLLM's name of the cache's element type.
+        additional_config: settings of the plugin.
     """
 
     model: str
@@ -28,6 +31,8 @@ class Load:
     max_num_seqs: int
     max_num_batched_tokens: int
     kv_cache_bytes: int
+    kv_cache_dtype: str = "auto"
+    additional_config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ascend_plugin.bench.attention.cases import ITEMSIZE, Variant
+from ascend_plugin.bench.attention.cases import ITEMSIZE, Element
 from ascend_plugin.bench.errors import BenchError
 
 SMOLLM2 = "smollm2"
@@ -68,24 +68,24 @@ class ServeModel:
         """Longest context."""
         return int(self.config["max_position_embeddings"])
 
-    def token_bytes(self, variant: Variant) -> int:
+    def token_bytes(self, element: Element) -> int:
         """Bytes of K and V of one token in all layers."""
         heads = int(self.config["num_attention_heads"])
         kv_heads = int(self.config.get("num_key_value_heads") or heads)
         head_dim = int(self.config.get("head_dim") or int(self.config["hidden_size"]) // heads)
         layers = int(self.config["num_hidden_layers"])
-        return 2 * layers * kv_heads * head_dim * ITEMSIZE[variant]
+        return 2 * layers * kv_heads * head_dim * ITEMSIZE[element]
 
-    def weight_bytes(self, variant: Variant) -> int:
+    def weight_bytes(self, element: Element) -> int:
         """Bytes of the weights, roughly: the files', or those of the dummy's matrices."""
         files = sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
         if files:
             return files
         hidden, layers = int(self.config["hidden_size"]), int(self.config["num_hidden_layers"])
         width = int(self.config.get("intermediate_size", 4 * hidden))
-        heads = self.token_bytes(variant) // ITEMSIZE[variant] // layers
+        heads = self.token_bytes(element) // ITEMSIZE[element] // layers
         per_layer = hidden * (3 * width + 3 * heads)
-        return ITEMSIZE[variant] * (layers * per_layer + 2 * hidden * self.vocabulary)
+        return ITEMSIZE[element] * (layers * per_layer + 2 * hidden * self.vocabulary)
 
 
 def resolve_model(name: str, scratch: Path) -> ServeModel:

@@ -6,19 +6,28 @@ import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ascend_plugin.bench import machine
-from ascend_plugin.bench.attention.cases import VARIANTS, Variant
+from ascend_plugin.bench.attention.cases import (
+    VARIANTS,
+    Element,
+    Variant,
+    element_of,
+    is_fast,
+    quantisation_of,
+)
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.serve import messages
 from ascend_plugin.bench.serve.driver import OURS, STOCK, WorkerProcess, worker_environment
 from ascend_plugin.bench.serve.models import ServeModel
+from ascend_plugin.config import INT8_DTYPE
 
 Report = Callable[[str], None]
 
-_DTYPES: dict[Variant, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_DTYPES: dict[Element, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 #: Tokens of a step: what vLLM's offline engine takes on a CPU.
 STEP_TOKENS = 4096
@@ -38,8 +47,10 @@ class Settings:
         new_tokens: decode steps of a round.
         rounds: decode rounds of each contender.
         threads: OpenMP threads of each contender.
-        variant: element type of weights and cache.
+        variant: element type of weights and cache, or how our int8 cache is scaled (then the
+            weights and vLLM's cache are bf16).
         eager: without torch.compile.
+        scales: file of static scales, for the variants that need one.
     """
 
     batch: int
@@ -49,6 +60,7 @@ class Settings:
     threads: int
     variant: Variant
     eager: bool
+    scales: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -70,6 +82,28 @@ class Settings:
                 raise BenchError(f"--context {context} must be at least 1.")
         if self.variant not in VARIANTS:
             raise BenchError(f"--variant {self.variant} is unknown; use {', '.join(VARIANTS)}.")
+        static = quantisation_of(self.variant) in ("c8s", "c8p")
+        if static != (self.scales is not None):
+            raise BenchError(
+                f"--variant {self.variant} needs --scales FILE, the static scales of the model; "
+                "make it with: ascend-plugin calibrate kv."
+                if static
+                else f"--scales {self.scales} is of no use to --variant {self.variant}; leave it "
+                "out, or use --variant c8s or c8p."
+            )
+
+    @property
+    def element(self) -> Element:
+        """Element type of the weights and of vLLM's cache."""
+        return element_of(self.variant)
+
+    def kv_cache_settings(self) -> dict[str, Any]:
+        """Return the plugin's settings of an int8 cache; empty: it is not int8."""
+        variant = quantisation_of(self.variant)
+        if variant is None:
+            return {}
+        settings = {"variant": variant, "precision": "fast" if is_fast(self.variant) else "exact"}
+        return settings | ({"scales": str(self.scales)} if self.scales else {})
 
     def max_tokens(self, context: int) -> int:
         """Output tokens that no request may reach before all rounds are done.
@@ -172,15 +206,18 @@ def _load(
     command = messages.Load(
         model=str(model.path),
         load_format=model.load_format,
-        dtype=_DTYPES[settings.variant],
+        dtype=_DTYPES[settings.element],
         eager=settings.eager,
         max_model_len=max(c + settings.max_tokens(c) for c in settings.contexts),
         max_num_seqs=settings.batch,
         max_num_batched_tokens=STEP_TOKENS,
         kv_cache_bytes=_cache_bytes(model, settings),
     )
-    for worker in (ours, stock):
-        worker.send(command)
+    stock.send(command)
+    int8 = settings.kv_cache_settings()
+    if int8:
+        command = replace(command, kv_cache_dtype=INT8_DTYPE, additional_config={"kv_cache": int8})
+    ours.send(command)
     loaded = {worker.spec.name: worker.receive(messages.Loaded) for worker in (ours, stock)}
     for worker in (ours, stock):
         _check_engine(worker, loaded[worker.spec.name], settings.threads)
@@ -253,7 +290,7 @@ def _row(
     ttft, stock_ttft = statistics.median(ours.first_token_s), statistics.median(stock.first_token_s)
     equal, compared = equal_prefix(ours.tokens, stock.tokens)
     note = None
-    if 2 * equal < compared:
+    if 2 * equal < compared and quantisation_of(settings.variant) is None:
         note = "greedy tokens part early: check parity with bench attention"
     return ServeRow(
         model=model.name,
@@ -291,7 +328,7 @@ def _cache_bytes(model: ServeModel, settings: Settings) -> int:
     """Return the cache that holds every request to its end, with some blocks to spare."""
     longest = max(context + settings.max_tokens(context) for context in settings.contexts)
     blocks = settings.batch * (-(-longest // _BLOCK) + 1) + 8
-    return blocks * _BLOCK * model.token_bytes(settings.variant)
+    return blocks * _BLOCK * model.token_bytes(settings.element)
 
 
 def _require_fit(model: ServeModel, settings: Settings) -> None:
@@ -304,7 +341,7 @@ def _require_fit(model: ServeModel, settings: Settings) -> None:
                 f"{model.max_positions} positions of {model.name}. Lower --context, --new-tokens "
                 "or --rounds."
             )
-    each = model.weight_bytes(settings.variant) + _cache_bytes(model, settings) + _PROCESS_BYTES
+    each = model.weight_bytes(settings.element) + _cache_bytes(model, settings) + _PROCESS_BYTES
     available = machine.available_memory()
     if available is not None and 2 * each > available:
         raise BenchError(
@@ -322,6 +359,7 @@ def method(settings: Settings, outcome: Outcome) -> dict[str, object]:
         "ttft_ms": "median over requests submitted at once; one prefill of each engine",
         "ratio_vs_stock": "median over rounds of stock time / our time",
         "eager": settings.eager,
+        "kv_cache": settings.kv_cache_settings() or "not quantised",
         "prefix_caching": False,
         "max_num_batched_tokens": STEP_TOKENS,
         "environment": {

@@ -33,6 +33,8 @@ class Engine:
                 max_num_seqs=command.max_num_seqs,
                 max_num_batched_tokens=command.max_num_batched_tokens,
                 kv_cache_memory_bytes=command.kv_cache_bytes,
+                kv_cache_dtype=command.kv_cache_dtype,
+                additional_config=command.additional_config,
                 # Every round must do the same work.
                 enable_prefix_caching=False,
                 skip_tokenizer_init=True,

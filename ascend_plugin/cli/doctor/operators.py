@@ -34,15 +34,26 @@ def _representative_requests() -> Iterator[tuple[str, Any, str, Any]]:
     import torch
 
     from ascend_plugin.ops import kv_cache_write, paged_attention
+    from ascend_plugin.ops.page_layout import Quantisation
 
-    variants = (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32))
-    for variant, dtype in variants:
+    none, int8 = Quantisation.NONE, torch.int8
+    variants = [
+        ("bf16", torch.bfloat16, torch.bfloat16, none),
+        ("fp16", torch.float16, torch.float16, none),
+        ("fp32", torch.float32, torch.float32, none),
+    ]
+    for quantisation in Quantisation:
+        if quantisation is not none:
+            variants.append((quantisation.name.lower(), torch.bfloat16, int8, quantisation))
+    for variant, dtype, page_dtype, quantisation in variants:
         attention = paged_attention.AttentionRequest(
-            dtype, dtype, _HEADS, _KV_HEADS, _HEAD_DIM, _BLOCK_SIZE
+            dtype, page_dtype, _HEADS, _KV_HEADS, _HEAD_DIM, _BLOCK_SIZE, quantisation
         )
         yield "paged_attention", paged_attention.operator, variant, attention
-    for variant, dtype in variants:
-        write = kv_cache_write.WriteRequest(dtype, dtype, _KV_HEADS, _HEAD_DIM, _BLOCK_SIZE)
+    for variant, dtype, page_dtype, quantisation in variants:
+        write = kv_cache_write.WriteRequest(
+            dtype, page_dtype, _KV_HEADS, _HEAD_DIM, _BLOCK_SIZE, quantisation
+        )
         yield "kv_cache_write", kv_cache_write.operator, variant, write
 
 

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from ascend_plugin.cli.bench import app as bench_app
+from ascend_plugin.cli.calibrate import app as calibrate_app
 from ascend_plugin.cli.doctor.command import doctor
+from ascend_plugin.cli.evaluate import app as eval_app
 from ascend_plugin.model.cli import app as model_app
 
 app = typer.Typer(
@@ -22,6 +24,8 @@ app = typer.Typer(
 )
 app.add_typer(model_app, name="model")
 app.add_typer(bench_app, name="bench")
+app.add_typer(calibrate_app, name="calibrate")
+app.add_typer(eval_app, name="eval")
 app.command()(doctor)
 
 

@@ -1,0 +1,7 @@
+"""Errors of calibration and evaluation. Every message is for the user."""
+
+from __future__ import annotations
+
+
+class KVEvalError(RuntimeError):
+    """It cannot run as asked; the message names the value, what is allowed and the remedy."""

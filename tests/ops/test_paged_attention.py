@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import paging
 import pytest
 import torch
-from attention_cases import Batch, Case, assert_close, make_batch, oracle
+from attention_cases import SCORE_OPTIONS, Batch, Case, assert_close, make_batch, oracle
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from implementations import threads
@@ -67,23 +67,7 @@ def test_query_and_page_types_mix(
     assert_close(batch)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"window": 1},
-        {"window": 16},
-        {"window": 63},
-        {"window": 10_000},
-        {"soft_cap": 0.7},
-        {"alibi": True},
-        {"sinks": True},
-        {"causal": False},
-        {"causal": False, "window": 9},
-        {"scale": 1.7},
-        EVERYTHING,
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("change", [*SCORE_OPTIONS, EVERYTHING], ids=str)
 def test_score_options(implementation: str, change: dict) -> None:
     sequences = (*DECODE, *VERIFY, *CHUNKS)
     batch = make_batch(Case(sequences, heads=6, kv_heads=2, block_size=32, **change))

@@ -10,6 +10,7 @@ import paging
 import pytest
 import torch
 from attention_cases import (
+    SCORE_OPTIONS,
     Batch,
     Case,
     assert_close,
@@ -105,23 +106,7 @@ def test_the_error_is_that_of_the_reference(
     assert relative_error(batch.out, want) <= max(1.2 * relative_error(plain, want), floor)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"window": 1},
-        {"window": 16},
-        {"window": 63},
-        {"window": 10_000},
-        {"soft_cap": 0.7},
-        {"alibi": True},
-        {"sinks": True},
-        {"causal": False},
-        {"causal": False, "window": 9},
-        {"scale": 0.5},
-        EVERYTHING,
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("change", [*SCORE_OPTIONS, EVERYTHING], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_score_options(implementation: str, variant: str, change: dict) -> None:
     sequences = (*DECODE, *VERIFY, *CHUNKS)

@@ -70,14 +70,10 @@ def _compressed(path: Path, kind: str) -> Path:
     return path
 
 
-def test_configurations(tmp_path: Path) -> None:
-    model = write_tiny_llama(tmp_path / "model", dtype="float32")
-    scales = _scales(tmp_path / "scales")
-    other = _scales(tmp_path / "other", heads=4)
-    (tmp_path / "text").write_text("no scales")
+def _served(tmp_path: Path, model: Path, static: dict[str, str]) -> list[tuple[dict, str]]:
+    """Return configurations that pass, and the cache's type and the scheme that are left."""
     int8, floats = _compressed(tmp_path / "int8", "int"), _compressed(tmp_path / "fp8", "float")
-    static = {"variant": "c8s", "scales": scales}
-    cases = [
+    return [
         (_engine(model), "int8_per_token_head None"),
         (_engine(model, kv_cache=static), "int8_per_token_head None"),
         (_engine(model, "auto"), "auto None"),
@@ -88,6 +84,14 @@ def test_configurations(tmp_path: Path) -> None:
         # what the checkpoint says, unless the user says something else
         (_engine(int8, "auto"), "int8_per_token_head None"),
         (_engine(int8, "bfloat16"), "bfloat16 None"),
+    ]
+
+
+def _refused(tmp_path: Path, model: Path, static: dict[str, str]) -> list[tuple[dict, str]]:
+    """Return configurations that are refused, and what is said."""
+    other = _scales(tmp_path / "other", heads=4)
+    (tmp_path / "text").write_text("no scales")
+    return [
         # settings that nothing would use
         (
             _engine(model, "auto", kv_cache={"variant": "c8d"}),
@@ -96,8 +100,8 @@ def test_configurations(tmp_path: Path) -> None:
         ),
         (
             _engine(model, "fp8", kv_cache={**static, "precision": "fast"}),
-            f"sets kv_cache.variant='c8s', kv_cache.scales='{scales}', kv_cache.precision='fast', "
-            "but --kv-cache-dtype is 'fp8'",
+            f"sets kv_cache.variant='c8s', kv_cache.scales='{static['scales']}', "
+            "kv_cache.precision='fast', but --kv-cache-dtype is 'fp8'",
         ),
         (_engine(model, "auto", kv_cache={"layers": {"0": "c8d"}}), "kv_cache.layers={'0': 'c8d'}"),
         # what does not fit
@@ -128,6 +132,12 @@ def test_configurations(tmp_path: Path) -> None:
             "the range '-1-0', which holds no layer: 1 comes after 0",
         ),
     ]
+
+
+def test_configurations(tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "model", dtype="float32")
+    static = {"variant": "c8s", "scales": _scales(tmp_path / "scales")}
+    cases = _served(tmp_path, model, static) + _refused(tmp_path, model, static)
     told, metrics, folder, exists = _configure([engine for engine, _ in cases])
     for got, (_, wanted) in zip(told, cases, strict=True):
         assert wanted in got

@@ -239,6 +239,21 @@ def _expected(case: Case) -> torch.Tensor:
     return oracle(make_batch(case))
 
 
+#: Everything that changes how scores are made, alone.
+SCORE_OPTIONS = (
+    {"window": 1},
+    {"window": 16},
+    {"window": 63},
+    {"window": 10_000},
+    {"soft_cap": 0.7},
+    {"alibi": True},
+    {"sinks": True},
+    {"causal": False},
+    {"causal": False, "window": 9},
+    {"scale": 0.5},
+)
+
+
 def int8_tolerance(case: Case) -> float:
     """Relative error that attention over int8 pages may have, beyond the quantisation's."""
     if case.fast:

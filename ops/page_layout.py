@@ -18,7 +18,8 @@ class Quantisation(IntEnum):
 
     Attributes:
         NONE: they are the values, float32, float16 or bfloat16.
-        C8D: int8; a float32 scale per token and kv head lies in the page.
+        C8D: int8; a float32 scale per token and kv head lies in the page. K is rotated
+            (``ops.quantise.rotate``).
         C8S: int8; a static float32 scale per kv head and channel belongs to the layer.
         C8P: as C8S, and the page holds 4-bit residuals ("patches") of outlier tokens.
     """

@@ -23,7 +23,7 @@ enum ascend_dtype {
 // What int8 elements of a page mean (ops/page_layout.py, Quantisation).
 enum ascend_quantisation {
   ASCEND_UNQUANTISED = 0,
-  ASCEND_C8D = 1,  // a float32 scale per token lies in the page
+  ASCEND_C8D = 1,  // a float32 scale per token lies in the page; K is rotated (rotate.h)
   ASCEND_C8S = 2,  // a static float32 scale per kv head and channel is an argument
   ASCEND_C8P = 3,  // as C8S, and the page holds 4-bit residuals (patches) of outlier tokens
 };

@@ -6,6 +6,7 @@
 #include "element.h"
 #include "patches.h"
 #include "plan.h"
+#include "rotate.h"
 #include "state.h"
 
 namespace ascend {
@@ -94,6 +95,11 @@ void prepare(const Work &work, State &state) {
     widen_row(a.query_dtype, a.query, at, shape.head_dim, row_values);
     if (scales) {
       for (int d = 0; d < shape.head_dim; ++d) row_values[d] *= scales[d];
+    }
+    if (a.pages.quantisation == ASCEND_C8D) {
+      rotate_row(shape.head_dim, row_values);
+      const float factor = 1.0f / (float)rotated_channels(shape.head_dim);
+      for (int d = 0; d < shape.head_dim; ++d) row_values[d] *= factor;
     }
     Kernel::pack_query(shape, state, row, row_values);
   }

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "quantise.h"
+#include "rotate.h"
 
 namespace ascend {
 namespace {
@@ -124,6 +125,7 @@ class Writer {
     const Codes codes{run + stream.offset + token * kRowBytes, plane_bytes_};
     ++counts.values[ASCEND_ROWS_WRITTEN];
     if (p.quantisation == ASCEND_C8D) {
+      if (&stream == streams_) rotate_row(p.head_dim, row);  // K alone
       const float scale = quantise_dynamic(p.head_dim, row, codes);
       memcpy(run + stream.scales_offset + token * sizeof(float), &scale, sizeof scale);
       return;

@@ -11,7 +11,14 @@ import torch
 from ..dispatch import Support
 from ..nz import PatchPool, page_patches, page_planes, page_scales
 from ..page_layout import PageLayout, PatchCode, Quantisation, column_group
-from ..quantise import encode_patches, outliers, quantise_dynamic, quantise_static, valid_tags
+from ..quantise import (
+    encode_patches,
+    outliers,
+    quantise_dynamic,
+    quantise_static,
+    rotate,
+    valid_tags,
+)
 
 if TYPE_CHECKING:
     from . import WriteRequest
@@ -96,7 +103,8 @@ def _write_dynamic(
     rows: Sequence[torch.Tensor],
     counts: torch.Tensor,
 ) -> None:
-    quantised = [quantise_dynamic(tokens) for tokens in rows]
+    key, value = rows
+    quantised = [quantise_dynamic(tokens) for tokens in (rotate(key.float()), value)]
     _put(pages, layout, places, [each.codes for each in quantised])
     for scales, each in zip(page_scales(pages, layout), quantised, strict=True):
         scales[places.block, :, places.offset] = each.scales

@@ -14,9 +14,10 @@ def errors():
     return {(row.case, row.errors.variant): row.errors for row in rows}
 
 
-def test_outlier_channels_break_scales_per_token(errors):
-    dynamic, static = (errors["outlier channels", name].attn_rel_l2 for name in ("c8d", "c8s"))
-    assert dynamic > 4 * static
+def test_rotated_keys_have_no_outlier_channels(errors):
+    dynamic, static = (errors["outlier channels", name] for name in ("c8d", "c8s"))
+    assert dynamic.eps_k < 0.007  # as of normal numbers; 0.02 and more without the rotation
+    assert dynamic.attn_rel_l2 < 2 * static.attn_rel_l2
 
 
 @pytest.mark.parametrize("case", ["sinks", "heavy tails", "strangers"])

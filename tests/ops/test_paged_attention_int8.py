@@ -94,7 +94,10 @@ def test_head_groups(implementation: str, group: int) -> None:
 def test_the_error_is_that_of_the_reference(
     implementation: str, variant: str, dtype: torch.dtype
 ) -> None:
-    """Exact products do not add to the error of the output's type."""
+    """Exact products hardly add to the error of the output's type.
+
+    Prefill rounds queries to bfloat16 after they are rotated (C8D) or scaled (C8S).
+    """
     batch = make_batch(Case((*DECODE, *VERIFY, *CHUNKS), dtype=dtype, variant=variant, head_dim=80))
     want = oracle(batch)
     plain = torch.full_like(batch.out, 7.0)
@@ -103,7 +106,7 @@ def test_the_error_is_that_of_the_reference(
     reference.paged_attention(*arguments, **batch.options)
     batch.run()
     floor = 2e-4 if dtype == torch.float32 else 0.0
-    assert relative_error(batch.out, want) <= max(1.2 * relative_error(plain, want), floor)
+    assert relative_error(batch.out, want) <= max(1.4 * relative_error(plain, want), floor)
 
 
 @pytest.mark.parametrize("change", [*SCORE_OPTIONS, EVERYTHING], ids=str)

@@ -23,6 +23,29 @@ def _rows(*shape: int, seed: int = 0) -> torch.Tensor:
     )
 
 
+@pytest.mark.parametrize("head_dim, mixed", [(16, 16), (48, 16), (80, 16), (96, 32), (128, 128)])
+def test_rotation_keeps_products_and_undoes_itself(head_dim: int, mixed: int) -> None:
+    assert quantise.rotated_channels(head_dim) == mixed
+    keys, queries = _rows(50, head_dim).double(), _rows(7, head_dim, seed=1).double()
+    rotated = quantise.rotate(keys)
+    torch.testing.assert_close(quantise.rotate(rotated), keys * mixed)
+    torch.testing.assert_close(
+        quantise.rotate(queries) @ rotated.T / mixed, queries @ keys.T, rtol=1e-9, atol=1e-9
+    )
+
+
+def test_rotation_spreads_a_large_channel() -> None:
+    keys = torch.randn(200, 128, generator=torch.Generator().manual_seed(0))
+    keys[:, 5] *= 50
+    plain, turned = (
+        quantise.quantise_dynamic(keys),
+        quantise.quantise_dynamic(quantise.rotate(keys)),
+    )
+    back = quantise.rotate(turned.codes * turned.scales[:, None]) / 128
+    off = (back - keys).norm() / keys.norm()
+    assert off * 2 < (plain.codes * plain.scales[:, None] - keys).norm() / keys.norm()
+
+
 def test_dynamic_codes_are_off_by_half_a_scale_at_most() -> None:
     rows = _rows(500, 3, 64)
     codes, scales = quantise.quantise_dynamic(rows)

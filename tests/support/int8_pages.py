@@ -191,7 +191,22 @@ def _scale(largest: np.float32, steps: int) -> tuple[np.float32, np.float32]:
     return scale, np.float32(1) / scale
 
 
+def rotated(x: NDArray[Any]) -> NDArray[Any]:
+    """Return the Walsh-Hadamard transform of each power-of-two block of the last dimension."""
+    x = x.copy()
+    size, stride = x.shape[-1] & -x.shape[-1], 1
+    while stride < size:
+        for start in range(0, x.shape[-1], 2 * stride):
+            a = x[..., start : start + stride].copy()
+            b = x[..., start + stride : start + 2 * stride].copy()
+            x[..., start : start + stride] = a + b
+            x[..., start + stride : start + 2 * stride] = a - b
+        stride *= 2
+    return x
+
+
 def _write_dynamic(row: _Row, x: NDArray[np.float32]) -> None:
+    x = rotated(x) if row.name == "K" else x
     scale, inverse = _scale(np.abs(x).max(), 127)
     if np.isfinite(x).all():
         row.put(np.clip(np.rint(x * inverse), -127, 127))
@@ -279,7 +294,8 @@ def _read_run(
     nz = array(pages, page, block, head, name)  # [groups, block_size, 32]
     codes = nz.transpose(1, 0, 2).reshape(page.block_size, -1)[:, : page.head_dim].astype(float)
     if channel is None:
-        return codes * array(pages, page, block, head, f"{name} scales")[:, None].astype(float)
+        values = codes * array(pages, page, block, head, f"{name} scales")[:, None].astype(float)
+        return rotated(values) / (page.head_dim & -page.head_dim) if name == "K" else values
     if page.patch_slots:
         tags, scales, packed = (
             array(pages, page, block, head, f"{name} patch {part}")

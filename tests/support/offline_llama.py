@@ -17,6 +17,15 @@ from implementations import threads
 from safetensors.torch import load_file
 
 
+def _hadamard(size: int) -> torch.Tensor:
+    """Return the Walsh-Hadamard matrix of a power of two."""
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    assert matrix.shape[0] == size
+    return matrix
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class FakeCache:
     """What a layer's cache does to K and V.
@@ -36,8 +45,11 @@ class FakeCache:
             return rows
         x = rows.float()
         if self.variant == "c8d":
+            turn = _hadamard(x.shape[-1]) if side == 0 else torch.eye(x.shape[-1])
+            x = x @ turn
             scale = x.abs().amax(-1, keepdim=True) / 127
-            return ((x * (1 / scale)).round().clamp(-127, 127) * scale).double()
+            kept = ((x * (1 / scale)).round().clamp(-127, 127) * scale).double()
+            return kept @ turn.double().inverse()
         scale = self.scales[side]
         codes = (x * (1 / scale)).round().clamp(-127, 127)
         if self.variant == "c8p":

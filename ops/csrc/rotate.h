@@ -1,0 +1,46 @@
+// The Walsh-Hadamard transform that C8D applies to keys (ops/quantise.py, rotate): it spreads a
+// large channel over all others, so that one scale per token serves them all. Queries are turned
+// the same way, which leaves their products with the keys as they were.
+#pragma once
+
+#include "simd.h"
+
+namespace ascend {
+
+// Channels that are mixed with each other: the largest power of two that divides head_dim.
+inline int rotated_channels(int head_dim) { return head_dim & -head_dim; }
+
+namespace detail {
+template <int Stride, size_t... I>
+ASCEND_INLINE Vf butterfly(Vf x, std::index_sequence<I...>) {
+  const Vf partner = __builtin_shufflevector(x, x, (I ^ Stride)...);
+  return partner + x * Vf{(I & Stride ? -1.0f : 1.0f)...};
+}
+}  // namespace detail
+
+// One step inside vectors: (a, b) -> (a + b, a - b) for lanes that lie Stride apart.
+template <int Stride = 1>
+ASCEND_INLINE Vf butterflies(Vf x) {
+  if constexpr (Stride == kLanes) {
+    return x;
+  } else {
+    return butterflies<2 * Stride>(detail::butterfly<Stride>(x, LaneSequence{}));
+  }
+}
+
+// In place, without normalisation: applied twice it multiplies by rotated_channels(head_dim).
+inline void rotate_row(int head_dim, float *row) {
+  for (int d = 0; d < head_dim; d += kLanes) store(row + d, butterflies(load<Vf>(row + d)));
+  const int channels = rotated_channels(head_dim);
+  for (int stride = kLanes; stride < channels; stride *= 2) {
+    for (int base = 0; base < head_dim; base += 2 * stride) {
+      for (int d = base; d < base + stride; d += kLanes) {
+        const Vf a = load<Vf>(row + d), b = load<Vf>(row + d + stride);
+        store(row + d, a + b);
+        store(row + d + stride, a - b);
+      }
+    }
+  }
+}
+
+}  // namespace ascend

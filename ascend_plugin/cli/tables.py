@@ -15,7 +15,7 @@ def attention_table(rows: Sequence[AttentionRow], meta: Mapping[str, object]) ->
     table = _table(f"attention, {_where(meta)}")
     table.add_column("case")
     table.add_column("runs on")
-    speed = ("ms", "vLLM ms", "ratio", "GB/s", "GFLOP/s")
+    speed = ("ms", "vLLM ms", "ratio", "GB/s", "read GB/s", "GFLOP/s")
     for name in (*speed, "rel L2", "vLLM rel L2", "tokens/GiB"):
         table.add_column(name, justify="right")
     table.add_column("note")
@@ -27,6 +27,7 @@ def attention_table(rows: Sequence[AttentionRow], meta: Mapping[str, object]) ->
             _number(row.stock_time_ms),
             _ratio(row),
             _number(row.gb_per_s),
+            _number(row.read_gb_per_s),
             _number(row.gflop_per_s),
             _number(row.rel_l2_vs_fp64),
             _number(row.stock_rel_l2_vs_fp64),

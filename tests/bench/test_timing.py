@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ascend_plugin.bench.attention.contenders import Prepared
+from ascend_plugin.bench.attention.contenders import Prepared, plain_reader
 from ascend_plugin.bench.attention.timing import PairedTimes, time_pairs
 
 
@@ -26,6 +26,25 @@ def test_the_order_alternates_and_layers_go_round():
         ("ours", 2),
     ]
     assert len(times.ours) == len(times.stock) == len(measured) / 2
+
+
+def test_a_reader_joins_the_turns():
+    calls: list[tuple[str, int]] = []
+    recorders = [_recorder(name, calls) for name in ("ours", "stock", "reads")]
+    times = time_pairs(recorders[0], recorders[1], seconds=0.0, reader=recorders[2])
+    turns = [name for name, _ in calls[3:9]]
+    assert turns == ["reads", "stock", "ours", "ours", "stock", "reads"]
+    assert times.read_median is not None
+    assert len(times.reads) == len(times.ours)
+
+
+def test_a_plain_read_leaves_the_measured_layer_alone(monkeypatch):
+    caches = tuple(torch.zeros(1, 1, 16, 4) for _ in range(4))
+    ours = Prepared(run=lambda layer: None, layers=4, result=torch.empty(0), caches=caches)
+    read: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "max", lambda words: read.append(words.data_ptr()))
+    plain_reader(ours).run(1)
+    assert read == [caches[3].data_ptr()]
 
 
 def test_one_contender_alone():

@@ -31,6 +31,7 @@ ROW_KEYS = {
     "stock_best_ms",
     "ratio_vs_stock",
     "gb_per_s",
+    "read_gb_per_s",
     "gflop_per_s",
     "rel_l2_vs_fp64",
     "rel_l2_vs_pages",
@@ -51,6 +52,7 @@ META_KEYS = MACHINE_KEYS | {
     "rel_l2_vs_pages",
     "int8_data",
     "gb_per_s",
+    "read_gb_per_s",
     "ld_preload",
 }
 TINY = (

@@ -110,6 +110,21 @@ class PluginContender:
         )
 
 
+def plain_reader(ours: Prepared) -> Prepared:
+    """Read the plugin's pages and do nothing with them: what the memory gives right now.
+
+    A decode cannot be much faster than this, and the memory of a shared machine may be half as
+    fast in the next minute. Reads the layer farthest from the one that is measured, which is then
+    in nobody's cache.
+    """
+    words = [cache.view(-1).view(torch.int64) for cache in ours.caches]
+
+    def run(layer: int) -> None:
+        words[(layer + len(words) // 2) % len(words)].max()
+
+    return Prepared(run=run, layers=ours.layers, result=ours.result)
+
+
 def _chosen_implementation(data: CaseData) -> str:
     """Return what the operator's dispatch chooses for the case."""
     page, dtype = data.page, data.key.dtype

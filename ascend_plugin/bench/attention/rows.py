@@ -27,6 +27,7 @@ class AttentionRow:
     stock_best_ms: float | None
     ratio_vs_stock: float | None
     gb_per_s: float
+    read_gb_per_s: float | None
     gflop_per_s: float | None
     rel_l2_vs_fp64: float | None
     rel_l2_vs_pages: float | None

@@ -11,7 +11,12 @@ import torch
 from ascend_plugin.bench import machine
 from ascend_plugin.bench.attention import parity
 from ascend_plugin.bench.attention.cases import Case
-from ascend_plugin.bench.attention.contenders import Contender, PluginContender, Prepared
+from ascend_plugin.bench.attention.contenders import (
+    Contender,
+    PluginContender,
+    Prepared,
+    plain_reader,
+)
 from ascend_plugin.bench.attention.data import QUIET_SHARE, CaseData, make_data, unquantised
 from ascend_plugin.bench.attention.rows import AttentionRow
 from ascend_plugin.bench.attention.settings import Settings
@@ -76,6 +81,7 @@ def _method(settings: Settings, memory: list[str]) -> dict[str, object]:
         "stock_cache": "torch.zeros, as vLLM allocates it; not quantised",
         "int8_data": f"{QUIET_SHARE:.0%} of (token, head) rows are ten times smaller than the rest",
         "rel_l2_vs_pages": "against float64 over what the pages hold; parity_ok judges this one",
+        "read_gb_per_s": "int64 maximum over another layer's pages, in the same turns",
         "gb_per_s": "K and V alone, without scales and patches",
         "stock_rel_l2_vs_fp64": "null for write: vLLM's layout is its own",
         "ld_preload": os.environ.get("LD_PRELOAD", ""),
@@ -122,7 +128,8 @@ def _run_case(
         before = parity.check_attention(our_run, oracle)
         truth = exact.compare(our_run.result)
         stock_parity = parity.check_attention(stock_run, exact) if stock_run else None
-        times = time_pairs(our_run, stock_run, settings.seconds)
+        reader = plain_reader(our_run) if case.phase == "decode" else None
+        times = time_pairs(our_run, stock_run, settings.seconds, reader)
         after = oracle.compare(our_run.result)
     checked = Checked(before.ok and after.ok, before.rel_l2, truth.rel_l2, stock_parity)
     return _row(data, our_run, times, settings, checked, refusal), our_run.remark
@@ -159,7 +166,8 @@ def _row(
         notes.append("parity failed: the time is that of a wrong result")
     if checked.stock and not checked.stock.ok:
         notes.append("vLLM's own result is outside the tolerance too")
-    seconds, stock_seconds = times.median, times.stock_median
+    seconds, stock_seconds, read_seconds = times.median, times.stock_median, times.read_median
+    page_bytes = data.pages.numel() * data.pages.element_size()
     return AttentionRow(
         phase=case.phase,
         variant=case.variant,
@@ -179,6 +187,7 @@ def _row(
         stock_best_ms=_digits(min(times.stock) * 1e3) if times.stock else None,
         ratio_vs_stock=_optional(times.ratio if checked.ok else None),
         gb_per_s=_digits(case.moved_bytes / seconds / 1e9),
+        read_gb_per_s=_optional(page_bytes / read_seconds / 1e9 if read_seconds else None),
         gflop_per_s=_optional(case.flop / seconds / 1e9 if case.flop else None),
         rel_l2_vs_fp64=_optional(checked.rel_l2),
         rel_l2_vs_pages=_optional(checked.page_rel_l2),

@@ -1,4 +1,4 @@
-"""Two contenders in turn, call by call."""
+"""Contenders in turn, call by call."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ _MAX_PAIRS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class PairedTimes:
-    """Seconds per call; entry ``i`` of both was measured one right after the other."""
+    """Seconds per call; entry ``i`` of all was measured one right after the other.
+
+    Attributes:
+        ours: the plugin's calls.
+        stock: vLLM's; empty when it did not run.
+        reads: plain reads of as many bytes; empty where they were not asked for.
+    """
 
     ours: tuple[float, ...]
     stock: tuple[float, ...]
+    reads: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -31,6 +38,11 @@ class PairedTimes:
         return statistics.median(self.stock) if self.stock else None
 
     @property
+    def read_median(self) -> float | None:
+        """Median seconds of plain reads; None when there were none."""
+        return statistics.median(self.reads) if self.reads else None
+
+    @property
     def ratio(self) -> float | None:
         """Median of stock's time over ours, pair by pair; above 1 ours is faster."""
         if not self.stock:
@@ -38,16 +50,25 @@ class PairedTimes:
         return statistics.median(s / o for s, o in zip(self.stock, self.ours, strict=True))
 
 
-def time_pairs(ours: Prepared, stock: Prepared | None, seconds: float) -> PairedTimes:
+def time_pairs(
+    ours: Prepared, stock: Prepared | None, seconds: float, reader: Prepared | None = None
+) -> PairedTimes:
     """Measure for about ``seconds``: A B, B A, A B, …, each pair on the next layer's caches.
 
     A disturbance of a shared machine hits both halves of a pair, and the changing order gives both
     the same neighbours; so the median of the pairs' ratios stands where medians of two separate
     runs do not.
+
+    Args:
+        ours: the plugin.
+        stock: vLLM, where it can run the case.
+        seconds: how long.
+        reader: what else to measure in the same turns (see ``contenders.plain_reader``).
     """
-    contenders = [ours] if stock is None else [ours, stock]
-    times: list[list[float]] = [[] for _ in contenders]
-    for contender in contenders:  # faults in what is touched for the first time
+    contenders = {"ours": ours, "stock": stock, "reads": reader}
+    present = {name: one for name, one in contenders.items() if one is not None}
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in present.values():  # faults in what is touched for the first time
         contender.run(0)
     collecting = gc.isenabled()
     gc.disable()
@@ -56,14 +77,13 @@ def time_pairs(ours: Prepared, stock: Prepared | None, seconds: float) -> Paired
         pair = 0
         while pair < _MAX_PAIRS and (pair < _MIN_PAIRS or time.perf_counter() < end):
             layer = pair % ours.layers
-            order = range(len(contenders)) if pair % 2 else reversed(range(len(contenders)))
-            for index in order:
-                run = contenders[index].run
+            for name in present if pair % 2 else reversed(present):
+                run = present[name].run
                 start = time.perf_counter()
                 run(layer)
-                times[index].append(time.perf_counter() - start)
+                times[name].append(time.perf_counter() - start)
             pair += 1
     finally:
         if collecting:
             gc.enable()
-    return PairedTimes(tuple(times[0]), tuple(times[1]) if stock else ())
+    return PairedTimes(**{name: tuple(values) for name, values in times.items()})

@@ -17,13 +17,12 @@ from implementations import threads
 from safetensors.torch import load_file
 
 
-def _hadamard(size: int) -> torch.Tensor:
-    """Return the Walsh-Hadamard matrix of a power of two."""
-    matrix = torch.ones(1, 1)
-    while matrix.shape[0] < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    assert matrix.shape[0] == size
-    return matrix
+def _turn(dim: int) -> torch.Tensor:
+    """Return what rotates keys: Walsh-Hadamard blocks of the largest power of two in ``dim``."""
+    block = torch.ones(1, 1)
+    while dim % (2 * block.shape[0]) == 0:
+        block = torch.cat([torch.cat([block, block], 1), torch.cat([block, -block], 1)])
+    return torch.block_diag(*[block] * (dim // block.shape[0]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +44,7 @@ class FakeCache:
             return rows
         x = rows.float()
         if self.variant == "c8d":
-            turn = _hadamard(x.shape[-1]) if side == 0 else torch.eye(x.shape[-1])
+            turn = _turn(x.shape[-1]) if side == 0 else torch.eye(x.shape[-1])
             x = x @ turn
             scale = x.abs().amax(-1, keepdim=True) / 127
             kept = ((x * (1 / scale)).round().clamp(-127, 127) * scale).double()

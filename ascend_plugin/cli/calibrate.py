@@ -27,6 +27,7 @@ def kv(
     output: options.Output,
     tokens: options.CalibrationTokens = 32768,
     context: options.Context = 2048,
+    chat: options.Chat = None,
     dtype: options.CalibrationDtype = "auto",
     threads: options.Threads = None,
     restart: options.Restart = False,
@@ -47,13 +48,13 @@ def kv(
         from ascend_plugin.kv_eval import calibrate as work
         from ascend_plugin.kv_eval.model import CausalModel
         from ascend_plugin.kv_eval.state import StateFile
-        from ascend_plugin.kv_eval.text import cut_windows, text_digest
+        from ascend_plugin.kv_eval.text import calibration_windows, text_digest
 
         with progress_bar() as report:
             report("loading the model", 0, 1)
             subject = CausalModel(model, dtype)
             subject.check_context(context)
-            windows = cut_windows(texts, subject.tokenizer, context, tokens, all_if_fewer=True)
+            windows = calibration_windows(texts, subject.tokenizer, context, tokens, chat)
             about = work.describe(subject, windows, text_digest(texts))
             state = StateFile(output, about)
             if restart:

@@ -23,6 +23,15 @@ Output = Annotated[
 CalibrationTokens = Annotated[
     int, typer.Option(help="Tokens to read, spread over the texts; all if they have fewer.")
 ]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--no-chat",
+        help="Put every fourth window into the form of the chat template: a chat server's static "
+        "scales must know the template's tokens.",
+        show_default="--chat if the tokenizer has a template",
+    ),
+]
 EvalTokens = Annotated[int, typer.Option(help="Tokens to read, spread over the texts.")]
 Context = Annotated[int, typer.Option(help="Tokens that the model reads at once.")]
 _DTYPES = "auto|bfloat16|float16|float32"

@@ -202,6 +202,7 @@ def describe(model: CausalModel, windows: Windows, text_sha256: str) -> dict[str
         "tokens": str(windows.tokens),
         "context": str(windows.context),
         "text_sha256": text_sha256,
+        "conversations": str(windows.conversations),
         "windows_sha256": windows.digest,
         "dtype": str(model.dtype).removeprefix("torch."),
         "ascend_plugin": metadata.version("ascend-plugin"),

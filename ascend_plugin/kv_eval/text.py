@@ -13,6 +13,9 @@ from ascend_plugin.kv_eval.errors import KVEvalError
 if TYPE_CHECKING:
     import torch
 
+#: One window of so many becomes a conversation.
+_CONVERSATION_EVERY = 4
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Windows:
@@ -20,11 +23,16 @@ class Windows:
 
     Attributes:
         ids: int64 ``[windows, context + 1]``: what the model reads, and the token after it.
-        digest: SHA-256 of ``ids``: of text, tokenizer and choice at once.
+        conversations: how many of them are in the form of the chat template.
     """
 
     ids: torch.Tensor
-    digest: str
+    conversations: int = 0
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of ``ids``: of text, tokenizer and choice at once."""
+        return hashlib.sha256(self.ids.numpy().tobytes()).hexdigest()
 
     @property
     def context(self) -> int:
@@ -115,8 +123,77 @@ def cut_windows(
         )
     count = min(wanted, len(windows))
     chosen = [windows[i * len(windows) // count] for i in range(count)]
-    table = torch.tensor(chosen, dtype=torch.int64)
-    return Windows(table, hashlib.sha256(table.numpy().tobytes()).hexdigest())
+    return Windows(torch.tensor(chosen, dtype=torch.int64))
+
+
+def calibration_windows(
+    texts: Sequence[str], tokenizer: Any, context: int, tokens: int, chat: bool | None
+) -> Windows:
+    """Cut windows, some of them as conversations.
+
+    Args:
+        texts, tokenizer, context, tokens: as in ``cut_windows``; all there is if that is less.
+        chat: whether there are conversations; None: if the tokenizer has a chat template.
+
+    Raises:
+        KVEvalError: the texts are too short, or there is no template although ``chat`` asks.
+    """
+    windows = cut_windows(texts, tokenizer, context, tokens, all_if_fewer=True)
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    if chat and not has_template:
+        raise KVEvalError(
+            "--chat: the tokenizer has no chat template. Put one into the checkpoint "
+            "(chat_template.jinja), or use --no-chat."
+        )
+    wanted = has_template if chat is None else chat
+    return with_conversations(windows, tokenizer) if wanted else windows
+
+
+def with_conversations(windows: Windows, tokenizer: Any) -> Windows:
+    """Put every fourth window into the form in which a chat server gets its prompts.
+
+    A template's own tokens have keys and values that no prose has, and often the largest of all:
+    static scales that never saw them saturate in every chat.
+
+    Args:
+        windows: of prose.
+        tokenizer: of transformers, with a chat template.
+
+    Returns:
+        The same windows; in every fourth, the first included, the prose is what user and assistant
+        say in turn, paragraph by paragraph, cut to the same length.
+
+    Raises:
+        KVEvalError: the template does not take such a conversation.
+    """
+    ids = windows.ids.clone()
+    length = ids.shape[1]
+    for row in ids[::_CONVERSATION_EVERY]:
+        dressed = _conversation(tokenizer.decode(row, skip_special_tokens=True), tokenizer)
+        # The template's tokens come on top, so there is no lack; but a tokenizer may read its own
+        # output in fewer tokens, and then the last ones of the prose stay.
+        kept = dressed[:length]
+        row[: len(kept)] = row.new_tensor(kept)
+    return Windows(ids, conversations=len(ids[::_CONVERSATION_EVERY]))
+
+
+def _conversation(text: str, tokenizer: Any) -> list[int]:
+    paragraphs = [part.strip() for part in text.split("\n\n") if part.strip()]
+    if len(paragraphs) < 2:
+        words = text.split()
+        middle = len(words) // 2
+        paragraphs = [" ".join(words[:middle]), " ".join(words[middle:])]
+    turns = [
+        {"role": ("user", "assistant")[i % 2], "content": part} for i, part in enumerate(paragraphs)
+    ]
+    try:
+        ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    except Exception as error:  # templates are programs: they raise what they like
+        raise KVEvalError(
+            f"the chat template of the tokenizer refuses a conversation of user and assistant "
+            f"({type(error).__name__}: {error}). Calibrate on prose alone: --no-chat."
+        ) from error
+    return list(ids)
 
 
 def _prefix(tokenizer: Any) -> list[int]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ascend_plugin.kv_eval import KVEvalError
-from ascend_plugin.kv_eval.text import cut_windows, read_texts, text_digest
+from ascend_plugin.kv_eval.text import calibration_windows, cut_windows, read_texts, text_digest
 
 
 class Bytes:
@@ -77,3 +77,53 @@ def test_files_that_are_no_text(tmp_path, content, words):
 def test_a_folder_is_no_text(tmp_path):
     with pytest.raises(KVEvalError, match="cannot be read"):
         read_texts([tmp_path])
+
+
+TEMPLATE = "{% for turn in messages %}[{{ turn['role'] }}]{{ turn['content'] }}</s>{% endfor %}"
+
+
+@pytest.fixture
+def chatty(model_path):
+    """The tiny model's tokenizer, with a chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def test_every_fourth_window_is_a_conversation(chatty):
+    text = "\n\n".join(f"Paragraph {i} says something." for i in range(60))
+    windows = calibration_windows([text], chatty, context=128, tokens=8 * 128, chat=None)
+    prose = calibration_windows([text], chatty, context=128, tokens=8 * 128, chat=False)
+    assert windows.ids.shape == prose.ids.shape
+    assert (windows.conversations, prose.conversations) == (2, 0)
+    assert windows.digest != prose.digest
+    for i, (row, plain) in enumerate(zip(windows.ids, prose.ids, strict=True)):
+        if i % 4:
+            assert torch.equal(row, plain)
+            continue
+        said = chatty.decode(row)
+        assert said.startswith("[user]Paragraph")
+        assert "</s>[assistant]Paragraph" in said
+        assert 1 in row.tolist()  # the template's own token
+
+
+def test_one_long_paragraph_is_said_by_both(chatty):
+    text = "word " * 400
+    windows = calibration_windows([text], chatty, context=64, tokens=64, chat=True)
+    assert "</s>[assistant]word" in chatty.decode(windows.ids[0])
+
+
+def test_without_a_template_there_is_only_prose(chatty):
+    chatty.chat_template = None
+    text = "word " * 100
+    assert calibration_windows([text], chatty, 64, 64, chat=None).conversations == 0
+    with pytest.raises(KVEvalError, match=r"no chat template.*--no-chat"):
+        calibration_windows([text], chatty, 64, 64, chat=True)
+
+
+def test_a_template_that_refuses(chatty):
+    chatty.chat_template = "{{ raise_exception('system turn first') }}"
+    with pytest.raises(KVEvalError, match=r"refuses.*system turn first.*--no-chat"):
+        calibration_windows(["word " * 100], chatty, 64, 64, chat=None)

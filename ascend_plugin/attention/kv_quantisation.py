@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ascend_plugin.config import INT8_DTYPE, ConfigError, KVCacheConfig
-from ascend_plugin.kv_cache.checkpoint import is_int8_scheme, read_checkpoint_scales
+from ascend_plugin.kv_cache.checkpoint import find_kv_scales, is_int8_scheme, read_checkpoint_scales
 from ascend_plugin.kv_cache.counters import KVCounters
-from ascend_plugin.kv_cache.scales import LayerScales, check_layers, load_kv_scales
+from ascend_plugin.kv_cache.scales import KVScalesError, LayerScales, check_layers, load_kv_scales
 from ascend_plugin.kv_cache.variants import LayerPatternError, layer_variants
 from ascend_plugin.ops.page_layout import PatchCode, Quantisation
 
@@ -79,6 +79,8 @@ def quantise_layers(
         KVScalesError: static scales are missing or do not fit the model.
     """
     if vllm_config.cache_config.cache_dtype != INT8_DTYPE:
+        if rank == 0:
+            _tell_of_unused_scales(vllm_config.model_config, vllm_config.cache_config.cache_dtype)
         return {}
     layers = _int8_layers(vllm_config)
     model = vllm_config.model_config
@@ -101,6 +103,23 @@ def quantise_layers(
             _apply(layer, None if owner is None else owner.impl.kv_quantisation, model)
     _log(variants, source if static else None)
     return variants
+
+
+def _tell_of_unused_scales(model: ModelConfig, dtype: str) -> None:
+    """Say that a checkpoint was made for an int8 cache, when it is served without one."""
+    folder = checkpoint_folder(model)
+    try:
+        scheme = is_int8_scheme(quantization_config(model))
+        found = folder is not None and find_kv_scales(folder, scheme)
+    except KVScalesError:
+        return  # nobody asked for them
+    if found:
+        logger.warning(
+            "The checkpoint has static scales for an int8 KV cache, and the cache is %s: they are "
+            "not used. Serve with --kv-cache-dtype %s for half the memory.",
+            dtype,
+            INT8_DTYPE,
+        )
 
 
 def check_bound_pages(vllm_config: VllmConfig) -> None:

@@ -37,9 +37,15 @@ print("RESULTS" + json.dumps(told))
 
 
 def _start(*engines: dict[str, Any]) -> list[str]:
+    return _start_and_listen(*engines)[0]
+
+
+def _start_and_listen(*engines: dict[str, Any]) -> tuple[list[str], str]:
+    """Return what became of each engine, and everything that was logged."""
     done = run_python(START, json.dumps(engines), env=ENVIRONMENT, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.rpartition("RESULTS")[2])
+    logged, _, results = done.stdout.rpartition("RESULTS")
+    return json.loads(results), logged + done.stderr
 
 
 def _engine(model: Path, **kv_cache: Any) -> dict[str, Any]:
@@ -125,3 +131,15 @@ def test_refusals(tmp_path: Path) -> None:
     ]
     for told, (_, message) in zip(_start(*(engine for engine, _ in cases)), cases, strict=True):
         assert message in told
+
+
+@pytest.mark.slow
+def test_scales_that_nobody_uses_are_mentioned(tmp_path: Path) -> None:
+    plain = _model(tmp_path / "plain")
+    slim = _model(tmp_path / "slim", _modelslim(torch.full((64,), 0.05)))
+    reminder = "static scales for an int8 KV cache, and the cache is auto: they are not used"
+    for model, told in ((plain, False), (slim, True)):
+        engine = _engine(model) | {"kv_cache_dtype": "auto", "additional_config": {}}
+        results, logged = _start_and_listen(engine)
+        assert results == ["started"]
+        assert (reminder in " ".join(logged.split())) is told

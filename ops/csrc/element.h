@@ -24,7 +24,7 @@ struct Bfloat16 {
     memcpy(&f, &bits, 4);
     return f;
   }
-  static ASCEND_INLINE Vf widen(Vh x) { return (Vf)(__builtin_convertvector(x, Vu) << 16); }
+  static ASCEND_INLINE Vf widen(Vh x) { return (Vf)(widen_halves(x) << 16); }
   static ASCEND_INLINE uint16_t round(float x) {
     uint32_t u;
     memcpy(&u, &x, 4);
@@ -62,7 +62,7 @@ struct Float16 {
     return f;
   }
   static ASCEND_INLINE Vf widen(Vh x) {
-    const Vu wide = __builtin_convertvector(x, Vu);
+    const Vu wide = widen_halves(x);
     const Vu magnitude = (wide & 0x7fff) << 13;
     const Vu rebased = (Vu)((Vf)magnitude * 0x1p112f);
     const Vu special = (Vu)(magnitude >= 0x0f800000) & 0x7f800000;

@@ -2,9 +2,10 @@
 #include "kv_write_int8.h"
 
 #include <algorithm>
+#include <vector>
 
+#include "block_groups.h"
 #include "quantise.h"
-#include "rotate.h"
 
 namespace ascend {
 namespace {
@@ -13,174 +14,246 @@ struct Counts {
   int64_t values[ASCEND_COUNTERS] = {};
 };
 
+// The static scales of K or V of a kv head.
+struct Channels {
+  const float *scales;
+  alignas(64) float inverses[kMaxHeadDim];
+  float error_bound;
+
+  Channels(const float *scales, int dim)
+      : scales(scales), error_bound(error_bound_of(scales, dim)) {
+    for (int d = 0; d < dim; ++d) inverses[d] = 1.0f / scales[d];
+  }
+};
+
+// A token of the call on its way into a run.
+struct Place {
+  int64_t token;
+  int head;
+  int offset;  // in the block
+  char *run;
+  Place after(int n) const { return {token + n, head, offset + n, run}; }
+};
+
 // Where K or V comes from, and where it goes to inside a run.
 struct Stream {
   const char *data;
   int64_t token_bytes, head_bytes;
   int64_t offset, scales_offset, patches_offset;
-  const float *channel_scales;  // [num_kv_heads][head_dim] or null
-  float threshold;
+  const Channels *channels;  // [num_kv_heads] or null
+  float square_threshold;
+  const char *row(const Place &place) const {
+    return data + place.token * token_bytes + place.head * head_bytes;
+  }
 };
 
-// The static scales of a kv head and their inverses.
-struct Channels {
-  const float *scales;
-  alignas(64) float inverses[kMaxHeadDim];
+// What a call needs besides its arguments. Buffers only grow, so a steady state allocates nothing.
+struct Scratch {
+  std::vector<Channels> channels;
+  BlockGroups groups;
 };
 
 // How many tokens ahead the source is fetched: a row takes too many instructions for the processor
 // to reach the next ones by itself, and rows of a head lie too far apart for its prefetchers.
 constexpr int kTokensAhead = 8;
 
-template <class From>
-ASCEND_INLINE void widen_values(const char *source, int dim, float *out) {
-  const auto *from = (const typename From::Storage *)source;
-  for (int d = 0; d < dim; d += kLanes) {
-    if constexpr (sizeof(*from) == 2) {
-      store(out + d, From::widen(load<Vh>(from + d)));
-    } else {
-      store(out + d, load<Vf>(from + d));
-    }
-  }
-}
-
 class Writer {
  public:
-  explicit Writer(const ascend_write_args &args)
-      : args_(args),
-        planes_((args.pages.head_dim + 31) / 32),
-        plane_bytes_((int64_t)args.pages.block_size * kRowBytes) {
+  // `channels`: [K, V][num_kv_heads], null for C8D.
+  Writer(const ascend_write_args &args, const Channels *channels)
+      : args_(args), plane_bytes_((int64_t)args.pages.block_size * kRowBytes) {
     const ascend_pages &p = args.pages;
     const int64_t itemsize = args.dtype == ASCEND_FLOAT32 ? 4 : 2;
-    const float *scales = args.channel_scales;
     streams_[0] = {(const char *)args.key,
                    args.key_token_stride * itemsize,
                    args.key_head_stride * itemsize,
                    p.k_offset,
                    p.k_scales_offset,
                    p.k_patches_offset,
-                   scales,
-                   args.patch_thresholds[0]};
+                   channels,
+                   args.patch_thresholds[0] * args.patch_thresholds[0]};
     streams_[1] = {(const char *)args.value,
                    args.value_token_stride * itemsize,
                    args.value_head_stride * itemsize,
                    p.v_offset,
                    p.v_scales_offset,
                    p.v_patches_offset,
-                   scales ? scales + (int64_t)p.num_kv_heads * p.head_dim : nullptr,
-                   args.patch_thresholds[1]};
+                   channels ? channels + p.num_kv_heads : nullptr,
+                   args.patch_thresholds[1] * args.patch_thresholds[1]};
   }
 
-  // Tokens [from, to) of a head whose block is `part` modulo `parts`.
-  template <class From>
-  void write(int64_t from, int64_t to, int head, int64_t part, int64_t parts,
-             Counts &counts) const {
+  // Tokens of a head.
+  template <class From, int kDim, int kQuantisation>
+  void write(Tokens tokens, int head, Counts &counts) const {
     const ascend_pages &p = args_.pages;
-    Channels channels[2];
-    if (args_.channel_scales) prepare(head, channels);
-    for (int64_t t = from; t < to;) {
+    for (int64_t t = tokens.begin; t < tokens.end;) {
       const int64_t slot = args_.slot_mapping[t];
-      const int64_t block = slot / p.block_size;
-      if (slot < 0 || (parts > 1 && block % parts != part)) {
+      if (slot < 0) {
         ++t;
         continue;
       }
-      char *run = (char *)p.data + block * p.block_stride + head * p.head_stride;
-      const int token = (int)(slot - block * p.block_size);
+      const int64_t block = slot / p.block_size;
+      const Place place{t, head, (int)(slot - block * p.block_size),
+                        (char *)p.data + block * p.block_stride + head * p.head_stride};
       // Two tokens fill the cache lines of a page, so they are written one right after the other:
       // the planes often fall into the same cache sets, and half a line would not stay. block_size
       // is even, so an even slot's successor is in the same block.
-      const int count =
-          slot % 2 == 0 && t + 1 < to && args_.slot_mapping[t + 1] == slot + 1 ? 2 : 1;
-      for (int i = 0; i < 2; ++i) {
-        const Stream &stream = streams_[i];
-        const char *source = stream.data + t * stream.token_bytes + head * stream.head_bytes;
-        for (int n = 0; n < count; ++n, source += stream.token_bytes) {
-          const char *ahead = source + kTokensAhead * stream.token_bytes;
-          for (int b = 0; b < p.head_dim * (int)sizeof(typename From::Storage); b += 64) {
-            __builtin_prefetch(ahead + b);
-          }
-          write_row<From>(stream, channels[i], source, run, token + n, counts);
-        }
+      if (slot % 2 == 0 && t + 1 < tokens.end && args_.slot_mapping[t + 1] == slot + 1) {
+        write_tokens<From, kDim, kQuantisation, 2>(place, counts);
+        t += 2;
+      } else {
+        write_tokens<From, kDim, kQuantisation, 1>(place, counts);
+        ++t;
       }
-      t += count;
     }
   }
 
  private:
-  void prepare(int head, Channels *channels) const {
-    const int dim = args_.pages.head_dim;
-    for (int i = 0; i < 2; ++i) {
-      channels[i].scales = streams_[i].channel_scales + (int64_t)head * dim;
-      for (int d = 0; d < dim; ++d) channels[i].inverses[d] = 1.0f / channels[i].scales[d];
-    }
-  }
-
-  template <class From>
-  ASCEND_INLINE void write_row(const Stream &stream, const Channels &channels, const char *source,
-                               char *run, int token, Counts &counts) const {
-    const ascend_pages &p = args_.pages;
-    alignas(64) float row[kMaxHeadDim];
-    widen_values<From>(source, p.head_dim, row);
-    const Codes codes{run + stream.offset + token * kRowBytes, plane_bytes_};
-    ++counts.values[ASCEND_ROWS_WRITTEN];
-    if (p.quantisation == ASCEND_C8D) {
-      if (&stream == streams_) rotate_row(p.head_dim, row);  // K alone
-      const float scale = quantise_dynamic(p.head_dim, row, codes);
-      memcpy(run + stream.scales_offset + token * sizeof(float), &scale, sizeof scale);
-      return;
-    }
-    const float *scales = channels.scales, *inverses = channels.inverses;
-    bool saturated;
-    if (p.quantisation == ASCEND_C8S) {
-      saturated = quantise_static<false>(p.head_dim, row, scales, inverses, codes, nullptr);
+  // kCount tokens in consecutive slots.
+  template <class From, int kDim, int kQuantisation, int kCount>
+  ASCEND_INLINE void write_tokens(const Place &place, Counts &counts) const {
+    counts.values[ASCEND_ROWS_WRITTEN] += 2 * kCount;
+    if constexpr (kQuantisation == ASCEND_C8D) {
+      write_dynamic<From, kDim, true, kCount>(streams_[0], place);
+      write_dynamic<From, kDim, false, kCount>(streams_[1], place);
     } else {
-      Loss loss;
-      saturated = quantise_static<true>(p.head_dim, row, scales, inverses, codes, &loss);
-      const bool outlier = loss.error > stream.threshold * stream.threshold * loss.norm;
-      patch(stream, channels, row, codes, run + stream.patches_offset, token, outlier, counts);
+      // Two loops: one over both streams is slower (8 %).
+      for (int n = 0; n < kCount; ++n) {
+        write_static<From, kDim, kQuantisation>(streams_[0], place.after(n), counts);
+      }
+      for (int n = 0; n < kCount; ++n) {
+        write_static<From, kDim, kQuantisation>(streams_[1], place.after(n), counts);
+      }
     }
-    counts.values[ASCEND_ROWS_SATURATED] += saturated;
   }
 
-  // Tokens of a block are written in order: a tag of a later token than this one is left over from
-  // a rejected draft or from another use of the block, an earlier one is in force.
-  void patch(const Stream &stream, const Channels &channels, const float *row, const Codes &codes,
-             char *pool, int token, bool outlier, Counts &counts) const {
-    const ascend_pages &p = args_.pages;
-    const int slots = p.patch_slots, slot = token % slots;
-    char *tag_at = pool + slot * sizeof(int16_t);
-    const int tag = load<int16_t>(tag_at);
-    const bool taken = tag <= token && tag_fits(tag, slot, slots, p.block_size);
-    if (taken) {
-      counts.values[ASCEND_PATCHES_DROPPED] += outlier;
-      return;
+  // Where its scale is taken from a row lies a chain of dependent instructions: two rows are taken
+  // step by step.
+  template <class From, int kDim, bool kRotated, int kCount>
+  ASCEND_INLINE void write_dynamic(const Stream &stream, const Place &place) const {
+    const int dim = kDim ? kDim : args_.pages.head_dim, vectors = dim / kLanes;
+    Vf rows[kCount][kMaxVectors<kDim>];
+    Vi bits[kCount];
+    float scales[kCount];
+    ASCEND_UNROLL
+    for (int n = 0; n < kCount; ++n) {
+      read<From>(stream.row(place.after(n)), stream.token_bytes, vectors, rows[n]);
+      if constexpr (kRotated && kDim != 0) rotate_row(rows[n]);
+      if constexpr (kRotated && kDim == 0) rotate_row(dim, (float *)rows[n]);
+      bits[n] = magnitudes(rows[n], vectors);
     }
-    const int16_t mine = outlier ? (int16_t)(token + 1) : 0;
+    ASCEND_UNROLL
+    for (int n = 0; n < kCount; ++n) scales[n] = dynamic_scale(greatest_lane(bits[n]));
+    ASCEND_UNROLL
+    for (int n = 0; n < kCount; ++n) {
+      quantise_dynamic(rows[n], vectors, scales[n], codes(stream, place.after(n)));
+    }
+    memcpy(place.run + stream.scales_offset + place.offset * sizeof(float), scales, sizeof scales);
+  }
+
+  template <class From, int kDim, int kQuantisation>
+  ASCEND_INLINE void write_static(const Stream &stream, const Place &place, Counts &counts) const {
+    const int vectors = (kDim ? kDim : args_.pages.head_dim) / kLanes;
+    const Channels &channels = stream.channels[place.head];
+    Vf row[kMaxVectors<kDim>];
+    read<From>(stream.row(place), stream.token_bytes, vectors, row);
+    float norm = 0.0f;
+    if constexpr (kQuantisation == ASCEND_C8P) norm = square_sum(row, vectors);
+    const bool left =
+        left_range(quantise_static(row, vectors, channels.inverses, codes(stream, place)));
+    counts.values[ASCEND_ROWS_SATURATED] += left;
+    if constexpr (kQuantisation == ASCEND_C8P) {
+      // Most rows cannot be outliers; only of the others is the error computed.
+      if (!left && stream.square_threshold * norm >= channels.error_bound) {
+        claim_slot(stream, place, false, counts);
+      } else {
+        examine<From>(stream, place, counts);
+      }
+    }
+  }
+
+  // And fetches the row that many tokens ahead.
+  template <class From>
+  static ASCEND_INLINE void read(const char *source, int64_t token_bytes, int vectors, Vf *row) {
+    const char *ahead = source + kTokensAhead * token_bytes;
+    const int row_bytes = vectors * kLanes * (int)sizeof(typename From::Storage);
+    ASCEND_UNROLL
+    for (int b = 0; b < row_bytes; b += 64) __builtin_prefetch(ahead + b);
+    widen_vectors<From>(source, vectors, row);
+  }
+
+  Codes codes(const Stream &stream, const Place &place) const {
+    return {place.run + stream.offset + place.offset * kRowBytes, plane_bytes_};
+  }
+
+  // Whether a row gets a patch; the tag of its slot then says so. Tokens of a block are written in
+  // order: a tag of a later token than this one is left over from a rejected draft or from another
+  // use of the block, an earlier one is in force.
+  ASCEND_INLINE bool claim_slot(const Stream &stream, const Place &place, bool outlier,
+                                Counts &counts) const {
+    const ascend_pages &p = args_.pages;
+    const int slots = p.patch_slots, slot = place.offset % slots;
+    char *tag_at = place.run + stream.patches_offset + slot * sizeof(int16_t);
+    const int tag = load<int16_t>(tag_at);
+    if (tag <= place.offset && tag_fits(tag, slot, slots, p.block_size)) {
+      counts.values[ASCEND_PATCHES_DROPPED] += outlier;
+      return false;
+    }
+    const int16_t mine = outlier ? (int16_t)(place.offset + 1) : 0;
     memcpy(tag_at, &mine, sizeof mine);
-    if (!outlier) return;
-    ++counts.values[ASCEND_ROWS_PATCHED];
-    char *scale_at = pool + slots * sizeof(int16_t) + slot * sizeof(float);
+    counts.values[ASCEND_ROWS_PATCHED] += outlier;
+    return outlier;
+  }
+
+  // Gives a row its patch if it needs one. Reads it once more, so that others need not keep it.
+  template <class From>
+  __attribute__((noinline)) void examine(const Stream &stream, const Place &place,
+                                         Counts &counts) const {
+    const ascend_pages &p = args_.pages;
+    const int vectors = p.head_dim / kLanes;
+    const Channels &channels = stream.channels[place.head];
+    Vf row[kMaxVectors<0>];
+    widen_vectors<From>(stream.row(place), vectors, row);
+    const Residual residual(row, vectors, channels.scales, channels.inverses);
+    // A row that is not finite is no outlier: no patch can mend it.
+    const bool outlier = residual.square_error > stream.square_threshold * residual.square_norm;
+    if (!claim_slot(stream, place, outlier, counts)) return;
+    const int slots = p.patch_slots, slot = place.offset % slots;
+    const int code_bytes = (p.head_dim + 31) / 32 * 16;
     uint8_t nibbles[kMaxHeadDim / 2] = {};
-    const float scale =
-        encode_patch(p.head_dim, p.patch_code, row, channels.inverses, codes, nibbles);
-    memcpy(scale_at, &scale, sizeof scale);
-    memcpy(pool + slots * (sizeof(int16_t) + sizeof(float)) + slot * planes_ * 16, nibbles,
-           planes_ * 16);
+    const float scale = encode_patch(p.head_dim, p.patch_code, residual, nibbles);
+    char *scales = place.run + stream.patches_offset + slots * sizeof(int16_t);
+    memcpy(scales + slot * sizeof(float), &scale, sizeof scale);
+    memcpy(scales + slots * sizeof(float) + slot * code_bytes, nibbles, code_bytes);
   }
 
   const ascend_write_args &args_;
-  int planes_;
   int64_t plane_bytes_;
   Stream streams_[2];
 };
 
-using WriteFunction = void (Writer::*)(int64_t, int64_t, int, int64_t, int64_t, Counts &) const;
+using WriteFunction = void (Writer::*)(Tokens, int, Counts &) const;
 
-WriteFunction choose(int dtype) {
-  if (dtype == ASCEND_FLOAT32) return &Writer::write<Float32>;
-  if (dtype == ASCEND_FLOAT16) return &Writer::write<Float16>;
-  if (dtype == ASCEND_BFLOAT16) return &Writer::write<Bfloat16>;
+template <class From, int kDim>
+WriteFunction choose_quantisation(int quantisation) {
+  if (quantisation == ASCEND_C8D) return &Writer::write<From, kDim, ASCEND_C8D>;
+  if (quantisation == ASCEND_C8S) return &Writer::write<From, kDim, ASCEND_C8S>;
+  return &Writer::write<From, kDim, ASCEND_C8P>;
+}
+
+template <class From>
+WriteFunction choose_dim(const ascend_pages &p) {
+  if constexpr (kRowsInRegisters) {
+    if (p.head_dim == 128) return choose_quantisation<From, 128>(p.quantisation);
+    if (p.head_dim == 64) return choose_quantisation<From, 64>(p.quantisation);
+  }
+  return choose_quantisation<From, 0>(p.quantisation);
+}
+
+WriteFunction choose(int dtype, const ascend_pages &p) {
+  if (dtype == ASCEND_FLOAT32) return choose_dim<Float32>(p);
+  if (dtype == ASCEND_FLOAT16) return choose_dim<Float16>(p);
+  if (dtype == ASCEND_BFLOAT16) return choose_dim<Bfloat16>(p);
   return nullptr;
 }
 
@@ -189,6 +262,16 @@ bool supported(const ascend_pages &p, const float *channel_scales) {
   if (p.quantisation == ASCEND_C8S) return channel_scales;
   return p.quantisation == ASCEND_C8P && channel_scales && p.patch_slots > 0 &&
          p.patch_slots <= kMaxPatchSlots && p.patch_code >= 0 && p.patch_code <= ASCEND_E3M0;
+}
+
+// [K, V][num_kv_heads]; none where the scales are not static.
+void fill_channels(const ascend_write_args &args, std::vector<Channels> &channels) {
+  const ascend_pages &p = args.pages;
+  channels.clear();
+  if (!args.channel_scales) return;
+  for (int i = 0; i < 2 * p.num_kv_heads; ++i) {
+    channels.emplace_back(args.channel_scales + (int64_t)i * p.head_dim, p.head_dim);
+  }
 }
 
 void add_counts(const Counts &counts, int64_t *total) {
@@ -202,22 +285,32 @@ void add_counts(const Counts &counts, int64_t *total) {
 
 int write_int8(const ascend_write_args &args, int64_t chunk_tokens, bool serial) {
   const ascend_pages &p = args.pages;
-  const WriteFunction write = choose(args.dtype);
+  const WriteFunction write = choose(args.dtype, p);
   if (!write || !supported(p, args.channel_scales)) return ASCEND_UNSUPPORTED;
-  const Writer writer(args);
-  const int64_t tokens = args.num_tokens, chunks = (tokens + chunk_tokens - 1) / chunk_tokens;
+  static thread_local Scratch scratch_of_thread;
+  Scratch &scratch = scratch_of_thread;  // of this thread, for all
+  fill_channels(args, scratch.channels);
+  const Writer writer(args, scratch.channels.data());
   // Tokens of a block share its pool of patches and their order matters: threads divide blocks.
   const bool by_block = p.quantisation == ASCEND_C8P && !serial;
+  const BlockGroups &groups = scratch.groups;
+  const int64_t tokens = args.num_tokens;
+  if (by_block) scratch.groups.build(args.slot_mapping, tokens, p.block_size, chunk_tokens);
+  const int64_t parts = by_block ? groups.parts() : (tokens + chunk_tokens - 1) / chunk_tokens;
   // Part after part, all heads of one: they lie side by side in the source.
   const auto item = [&](int64_t i) {
     const int64_t part = i / p.num_kv_heads;
-    const int64_t from = by_block ? 0 : part * chunk_tokens;
-    const int64_t to = by_block ? tokens : std::min(tokens, from + chunk_tokens);
+    const int head = (int)(i % p.num_kv_heads);
     Counts counts;
-    (writer.*write)(from, to, (int)(i % p.num_kv_heads), part, by_block ? chunks : 1, counts);
+    if (by_block) {
+      groups.visit(part, [&](Tokens run) { (writer.*write)(run, head, counts); });
+    } else {
+      const int64_t from = part * chunk_tokens;
+      (writer.*write)({from, std::min(tokens, from + chunk_tokens)}, head, counts);
+    }
     add_counts(counts, args.counters);
   };
-  const int64_t items = chunks * p.num_kv_heads;
+  const int64_t items = parts * p.num_kv_heads;
   if (serial) {
     for (int64_t i = 0; i < items; ++i) item(i);
     return ASCEND_OK;

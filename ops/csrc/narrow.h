@@ -136,4 +136,29 @@ struct Narrow {
   }
 };
 
+// Adds the values of `Count` planes of V to all rows. The next page is fetched once, by the first
+// group.
+template <class Kernel, int Count>
+ASCEND_INLINE void accumulate_groups(const Shape &shape, const Tile &tile, State &state,
+                                     int plane) {
+  if (tile.next_v) {
+    Kernel::template accumulate_planes<Count, true>(shape, tile, state, 0, plane);
+  } else {
+    Kernel::template accumulate_planes<Count, false>(shape, tile, state, 0, plane);
+  }
+  for (int g = 1; g < state.groups; ++g) {
+    Kernel::template accumulate_planes<Count, false>(shape, tile, state, g, plane);
+  }
+}
+
+// The same of all planes, in passes of Kernel::kPlanes.
+template <class Kernel>
+void accumulate_all(const Shape &shape, const Tile &tile, State &state, int planes) {
+  int p = 0;
+  for (; p + Kernel::kPlanes <= planes; p += Kernel::kPlanes) {
+    accumulate_groups<Kernel, Kernel::kPlanes>(shape, tile, state, p);
+  }
+  for (; p < planes; ++p) accumulate_groups<Kernel, 1>(shape, tile, state, p);
+}
+
 }  // namespace ascend

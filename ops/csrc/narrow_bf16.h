@@ -186,26 +186,11 @@ struct NarrowBf16 : Narrow<Bfloat16, R> {
     }
   }
 
-  template <int N>
-  static void accumulate_pass(const Shape &shape, const Tile &tile, State &state, int plane) {
-    if (tile.next_v) {
-      accumulate_planes<N, true>(shape, tile, state, 0, plane);
-    } else {
-      accumulate_planes<N, false>(shape, tile, state, 0, plane);
-    }
-    for (int g = 1; g < state.groups; ++g) {
-      accumulate_planes<N, false>(shape, tile, state, g, plane);
-    }
-  }
-
   static void run_tile(const Shape &shape, const Tile &tile, State &state, bool alibi) {
     score(shape, tile, state);
     weigh<R>(shape, tile, state, alibi);
     round_weights<R>(state.scores, state.groups * (tile.last - tile.first) * R, state.weights);
-    const int planes = shape.head_dim / 16;
-    int p = 0;
-    for (; p + kPlanes <= planes; p += kPlanes) accumulate_pass<kPlanes>(shape, tile, state, p);
-    for (; p < planes; ++p) accumulate_pass<1>(shape, tile, state, p);
+    accumulate_all<NarrowBf16>(shape, tile, state, shape.head_dim / 16);
   }
 };
 

@@ -284,18 +284,6 @@ struct NarrowInt8 : Narrow<Float32, R> {
     }
   }
 
-  template <int N>
-  static void accumulate_pass(const Shape &shape, const Tile &tile, State &state, int plane) {
-    if (tile.next_v) {
-      accumulate_planes<N, true>(shape, tile, state, 0, plane);
-    } else {
-      accumulate_planes<N, false>(shape, tile, state, 0, plane);
-    }
-    for (int g = 1; g < state.groups; ++g) {
-      accumulate_planes<N, false>(shape, tile, state, g, plane);
-    }
-  }
-
   // Adds what the patches of V contribute, with the float weights.
   static void patch_values(const Shape &shape, const Tile &tile, State &state) {
     Patch patches[kMaxPatchSlots];
@@ -332,10 +320,7 @@ struct NarrowInt8 : Narrow<Float32, R> {
     if (tile.k_patches) patch_scores(shape, tile, state);
     weigh<R>(shape, tile, state, alibi);
     for (int g = 0; g < state.groups; ++g) quantise_weights(tile, state, g);
-    const int planes = shape.planes32();
-    int p = 0;
-    for (; p + kPlanes <= planes; p += kPlanes) accumulate_pass<kPlanes>(shape, tile, state, p);
-    for (; p < planes; ++p) accumulate_pass<1>(shape, tile, state, p);
+    accumulate_all<NarrowInt8>(shape, tile, state, shape.planes32());
     if (tile.v_patches) patch_values(shape, tile, state);
   }
 };

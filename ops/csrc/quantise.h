@@ -4,6 +4,7 @@
 
 #include "element.h"
 #include "patches.h"
+#include "rotate.h"
 
 namespace ascend {
 
@@ -43,12 +44,19 @@ ASCEND_INLINE Vi greater(Vi a, Vi b) {
   return a > b ? a : b;
 #endif
 }
+namespace detail {
+template <int Step = kLanes / 2>
+ASCEND_INLINE Vi greatest_lanes(Vi bits) {
+  if constexpr (Step > 0) {
+    bits = greater(bits, (Vi)exchange<Step>((Vf)bits, LaneSequence{}));
+    return greatest_lanes<Step / 2>(bits);
+  }
+  return bits;
+}
+}  // namespace detail
 inline float greatest_lane(Vi bits) {
-  int32_t top = 0;
-  for (int i = 0; i < kLanes; ++i) top = top > bits[i] ? top : bits[i];
-  float value;
-  memcpy(&value, &top, 4);
-  return value;
+  bits = detail::greatest_lanes(bits);
+  return ((Vf)bits)[0];
 }
 
 // 1 / x as the reference has it: 0 where x is no normal number.
@@ -62,68 +70,129 @@ struct Codes {
   char *at(int column) const { return page + column / 32 * plane_bytes + column % 32; }
 };
 
-// C8D. Returns the scale: NaN, with codes 0, for a row that is not finite.
-ASCEND_INLINE float quantise_dynamic(int dim, const float *row, const Codes &codes) {
-  Vi bits{};
-  for (int d = 0; d < dim; d += kLanes) bits = greater(bits, (Vi)magnitude(load<Vf>(row + d)));
-  const float top = greatest_lane(bits);
-  float scale = top / 127.0f;
-  if (scale < 0x1p-126f) scale = 0.0f;
-  if (!(top < __builtin_inff())) scale = __builtin_nanf("");
-  const float inverse = inverse_of(scale);  // 0 for NaN
-  for (int d = 0; d < dim; d += kLanes) {
-    // At most 127 after rounding. 0 times what is not finite is NaN, which becomes 0.
-    store(codes.at(d), narrow_to_bytes(load<Vf>(row + d) * inverse));
-  }
-  return scale;
-}
+// A row is `vectors` vectors of float. Where that is a constant once inlined, and the row an array
+// of that length, it stays in registers. Those of 4 lanes are too small for that, and unrolling
+// would only take the compiler's time.
+#if defined(__AVX2__)
+constexpr bool kRowsInRegisters = true;
+#define ASCEND_UNROLL_ROW ASCEND_UNROLL
+#else
+constexpr bool kRowsInRegisters = false;
+#define ASCEND_UNROLL_ROW
+#endif
 
-// How far the codes of a row are from it, in units of the values.
-struct Loss {
-  float error, norm;  // squared
-};
+template <int kDim>
+constexpr int kMaxVectors = (kDim ? kDim : kMaxHeadDim) / kLanes;
 
-// C8S. Returns whether some element lay outside the range of the static scales. Measures the loss
-// unless that is null.
-template <bool kMeasure>
-ASCEND_INLINE bool quantise_static(int dim, const float *row, const float *scales,
-                                   const float *inverses, const Codes &codes, Loss *loss) {
-  Vi bits{};
-  Vf error{}, norm{};
-  for (int d = 0; d < dim; d += kLanes) {
-    const Vf x = load<Vf>(row + d), y = rounded(x * load<Vf>(inverses + d));
-    const Vf integer = round_to_integer(y), code = clamp(integer, 127.0f);
-    bits = greater(bits, (Vi)magnitude(integer));
-    store(codes.at(d), narrow_to_bytes(code));
-    if constexpr (kMeasure) {
-      const Vf lost = (y - code) * load<Vf>(scales + d);
-      error += lost * lost;
-      norm += x * x;
+template <class From>
+ASCEND_INLINE void widen_vectors(const char *source, int vectors, Vf *row) {
+  const auto *from = (const typename From::Storage *)source;
+  ASCEND_UNROLL_ROW
+  for (int i = 0; i < vectors; ++i) {
+    if constexpr (sizeof(*from) == 2) {
+      row[i] = From::widen(load<Vh>(from + i * kLanes));
+    } else {
+      row[i] = load<Vf>(from + i * kLanes);
     }
   }
-  if constexpr (kMeasure) {
-    *loss = {sum_over_tokens<1>(error)[0], sum_over_tokens<1>(norm)[0]};
-  }
-  return !(greatest_lane(bits) <= 127.0f);
 }
 
-// What rounding and saturation took from a row, in units of the channels' scales, in 4-bit codes.
-// Returns the scale of the codes.
-inline float encode_patch(int dim, int patch_code, const float *row, const float *inverses,
-                          const Codes &codes, uint8_t *patch) {
-  alignas(64) float residual[kMaxHeadDim];
-  alignas(64) int8_t nibbles[kMaxHeadDim];
+// Of numbers that round to -127 to 127; NaN becomes 0.
+ASCEND_INLINE void store_codes(const Vf *row, int vectors, const Codes &codes) {
+  constexpr int kTogether = kRowBytes / kLanes;
+  const int together = vectors / kTogether * kTogether;
+  ASCEND_UNROLL_ROW
+  for (int i = 0; i < together; i += kTogether) narrow<kTogether>(row + i, codes.at(i * kLanes));
+  ASCEND_UNROLL_ROW
+  for (int i = together; i < vectors; ++i) narrow<1>(row + i, codes.at(i * kLanes));
+}
+
+// In each lane the greatest magnitude, as bits.
+ASCEND_INLINE Vi magnitudes(const Vf *row, int vectors) {
   Vi bits{};
-  for (int d = 0; d < dim; d += kLanes) {
-    const Vf y = rounded(load<Vf>(row + d) * load<Vf>(inverses + d));
-    const Vf rest = y - Int8::widen(load<Vb>(codes.at(d)));
-    bits = greater(bits, (Vi)magnitude(rest));
-    store(residual + d, rest);
+  ASCEND_UNROLL_ROW
+  for (int i = 0; i < vectors; ++i) bits = greater(bits, (Vi)magnitude(row[i]));
+  return bits;
+}
+
+// C8D: NaN, with codes 0, for a row that is not finite.
+ASCEND_INLINE float dynamic_scale(float greatest) {
+  const float scale = greatest / 127.0f;
+  if (!(greatest < __builtin_inff())) return __builtin_nanf("");
+  return scale < 0x1p-126f ? 0.0f : scale;
+}
+
+ASCEND_INLINE void quantise_dynamic(Vf *row, int vectors, float scale, const Codes &codes) {
+  const float inverse = inverse_of(scale);  // 0 for NaN
+  // At most 127 after rounding. 0 times what is not finite is NaN, which becomes 0.
+  ASCEND_UNROLL_ROW
+  for (int i = 0; i < vectors; ++i) row[i] *= inverse;
+  store_codes(row, vectors, codes);
+}
+
+// C8S. Returns the greatest magnitudes in units of the scales: where that rounds to more than 127,
+// or is NaN, the row left the range.
+ASCEND_INLINE Vi quantise_static(Vf *row, int vectors, const float *inverses, const Codes &codes) {
+  Vi bits{};
+  ASCEND_UNROLL_ROW
+  for (int i = 0; i < vectors; ++i) {
+    const Vf y = row[i] * load<Vf>(inverses + i * kLanes);
+    bits = greater(bits, (Vi)magnitude(y));
+    row[i] = clamp(y, 127.0f);
   }
-  const float scale = greatest_lane(bits) / (patch_code == ASCEND_INT4 ? 7.0f : 64.0f);
+  store_codes(row, vectors, codes);
+  return bits;
+}
+ASCEND_INLINE bool left_range(Vi bits) { return !(greatest_lane(bits) < 127.5f); }  // ties to even
+
+ASCEND_INLINE float square_sum(const Vf *row, int vectors) {
+  Vf sum{};
+  ASCEND_UNROLL_ROW
+  for (int i = 0; i < vectors; ++i) sum += row[i] * row[i];
+  return sum_over_tokens<1>(sum)[0];
+}
+
+// The greatest square error of a row inside the range: rounding takes half a scale. With margins
+// for how sums are rounded, and for subnormal ones.
+inline float error_bound_of(const float *scales, int dim) {
+  Vf sum{};
+  for (int d = 0; d < dim; d += kLanes) {
+    const Vf half = load<Vf>(scales + d) * 0.5f;
+    sum += half * half;
+  }
+  return sum_over_tokens<1>(sum)[0] * 1.001f + 0x1p-120f;
+}
+
+// What rounding and saturation took from a row.
+struct Residual {
+  alignas(64) float units[kMaxHeadDim];  // of the channels' scales
+  float greatest;                        // magnitude of those
+  float square_error, square_norm;       // of the row, in units of the values
+
+  Residual(const Vf *row, int vectors, const float *scales, const float *inverses) {
+    Vi bits{};
+    Vf error{};
+    for (int i = 0; i < vectors; ++i) {
+      const Vf y = rounded(row[i] * load<Vf>(inverses + i * kLanes));
+      const Vf rest = y - clamp(round_to_integer(y), 127.0f);
+      const Vf lost = rest * load<Vf>(scales + i * kLanes);
+      bits = greater(bits, (Vi)magnitude(rest));
+      error += lost * lost;
+      store(units + i * kLanes, rest);
+    }
+    greatest = greatest_lane(bits);
+    square_error = sum_over_tokens<1>(error)[0];
+    square_norm = square_sum(row, vectors);
+  }
+};
+
+// A residual in 4-bit codes. Returns their scale.
+inline float encode_patch(int dim, int patch_code, const Residual &residual, uint8_t *patch) {
+  alignas(64) int8_t nibbles[kMaxHeadDim];
+  const float scale = residual.greatest / (patch_code == ASCEND_INT4 ? 7.0f : 64.0f);
   const float inverse = inverse_of(scale);
   for (int d = 0; d < dim; d += kLanes) {
-    const Vf y = rounded(load<Vf>(residual + d) * inverse);
+    const Vf y = rounded(load<Vf>(residual.units + d) * inverse);
     Vf code = clamp(round_to_integer(y), 7.0f);
     if (patch_code == ASCEND_E3M0) {
       code = Vf{};

@@ -12,9 +12,8 @@ inline int rotated_channels(int head_dim) { return head_dim & -head_dim; }
 
 namespace detail {
 template <int Stride, size_t... I>
-ASCEND_INLINE Vf butterfly(Vf x, std::index_sequence<I...>) {
-  const Vf partner = __builtin_shufflevector(x, x, (I ^ Stride)...);
-  return partner + x * Vf{(I & Stride ? -1.0f : 1.0f)...};
+ASCEND_INLINE Vf signs(std::index_sequence<I...>) {
+  return Vf{(I & Stride ? -1.0f : 1.0f)...};
 }
 }  // namespace detail
 
@@ -24,7 +23,23 @@ ASCEND_INLINE Vf butterflies(Vf x) {
   if constexpr (Stride == kLanes) {
     return x;
   } else {
-    return butterflies<2 * Stride>(detail::butterfly<Stride>(x, LaneSequence{}));
+    const Vf partner = detail::exchange<Stride>(x, LaneSequence{});
+    return butterflies<2 * Stride>(partner + x * detail::signs<Stride>(LaneSequence{}));
+  }
+}
+
+// The steps across vectors, in place.
+template <int Stride = 1, int Vectors>
+ASCEND_INLINE void mix(Vf (&row)[Vectors]) {
+  if constexpr (Stride < Vectors) {
+    ASCEND_UNROLL
+    for (int i = 0; i < Vectors; ++i) {
+      if (i & Stride) continue;
+      const Vf a = row[i], b = row[i + Stride];
+      row[i] = a + b;
+      row[i + Stride] = a - b;
+    }
+    mix<2 * Stride>(row);
   }
 }
 
@@ -41,6 +56,14 @@ inline void rotate_row(int head_dim, float *row) {
       }
     }
   }
+}
+// The same of a row in registers, whose length is a power of two.
+template <int Vectors>
+ASCEND_INLINE void rotate_row(Vf (&row)[Vectors]) {
+  static_assert((Vectors & -Vectors) == Vectors);
+  ASCEND_UNROLL
+  for (Vf &x : row) x = butterflies(x);
+  mix(row);
 }
 
 }  // namespace ascend

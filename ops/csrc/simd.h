@@ -46,6 +46,23 @@ ASCEND_INLINE void store(void *p, V v) {
 ASCEND_INLINE Vf splat(float x) { return x - Vf{}; }
 ASCEND_INLINE Vi splat(int32_t x) { return x - Vi{}; }
 
+namespace detail {
+struct LowBytes {
+  uint8_t index[64] = {};
+  constexpr LowBytes() {
+    for (int i = 0; i < 64; ++i) index[i] = (uint8_t)(4 * i % 128);
+  }
+};
+}  // namespace detail
+
+// Written out, as gcc 12 converts 16 of them in two parts.
+ASCEND_INLINE Vu widen_halves(Vh x) {
+#if defined(__AVX512F__)
+  return (Vu)_mm512_cvtepu16_epi32((__m256i)x);
+#else
+  return __builtin_convertvector(x, Vu);
+#endif
+}
 // Written out, as gcc 12 converts bytes one by one.
 ASCEND_INLINE Vf widen_bytes(Vb x) {
 #if defined(__AVX512F__)
@@ -71,6 +88,23 @@ ASCEND_INLINE Vb narrow_to_bytes(Vf x) {
 #endif
 }
 
+// `Count` vectors side by side; the same rules.
+template <int Count>
+ASCEND_INLINE void narrow(const Vf *x, char *out) {
+#if defined(__AVX512VBMI__)
+  if constexpr (Count == 2) {
+    // The low bytes of 32 integers. Shorter than narrowing each.
+    alignas(64) static constexpr detail::LowBytes kLowBytes;
+    const __m512i codes =
+        _mm512_permutex2var_epi8(_mm512_cvtps_epi32((__m512)x[0]), _mm512_load_si512(&kLowBytes),
+                                 _mm512_cvtps_epi32((__m512)x[1]));
+    _mm256_storeu_si256((__m256i *)out, _mm512_castsi512_si256(codes));
+    return;
+  }
+#endif
+  for (int i = 0; i < Count; ++i) store(out + i * kLanes, narrow_to_bytes(x[i]));
+}
+
 // Where either operand is NaN the second wins, in both and on every ISA: callers put the value
 // whose NaN must survive there.
 ASCEND_INLINE Vf vmax(Vf a, Vf b) {
@@ -94,9 +128,10 @@ ASCEND_INLINE Vf vmin(Vf a, Vf b) {
 }
 
 namespace detail {
-template <int Rotation, size_t... I>
-ASCEND_INLINE Vf rotate(Vf v, std::index_sequence<I...>) {
-  return __builtin_shufflevector(v, v, ((I + Rotation) % kLanes)...);
+// Lanes whose numbers differ in one bit change places: cheaper than a rotation below 128 bits.
+template <int Bit, size_t... I>
+ASCEND_INLINE Vf exchange(Vf v, std::index_sequence<I...>) {
+  return __builtin_shufflevector(v, v, (I ^ Bit)...);
 }
 // One step of the tree that sums across lanes: adding the two halves (Odd = 0, 1) of a and b halves
 // the partial sums of each. Inside 128 bits the order is that of unpacklo and unpackhi, above that
@@ -127,7 +162,7 @@ using LaneSequence = std::make_index_sequence<kLanes>;
 template <int R, int Step = kLanes / 2>
 ASCEND_INLINE Vf max_over_tokens(Vf v) {
   if constexpr (Step >= R) {
-    v = vmax(v, detail::rotate<Step>(v, LaneSequence{}));
+    v = vmax(v, detail::exchange<Step>(v, LaneSequence{}));
     return max_over_tokens<R, Step / 2>(v);
   }
   return v;
@@ -135,7 +170,7 @@ ASCEND_INLINE Vf max_over_tokens(Vf v) {
 template <int R, int Step = kLanes / 2>
 ASCEND_INLINE Vf sum_over_tokens(Vf v) {
   if constexpr (Step >= R) {
-    v = v + detail::rotate<Step>(v, LaneSequence{});
+    v = v + detail::exchange<Step>(v, LaneSequence{});
     return sum_over_tokens<R, Step / 2>(v);
   }
   return v;

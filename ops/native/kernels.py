@@ -103,31 +103,14 @@ def paged_attention(
     """
     q_token, q_head, _ = query.stride()
     out_token, out_head, _ = out.stride()
+    rows = (query.data_ptr(), out.data_ptr(), q_token, q_head, out_token, out_head)
+    batch = (query_start_loc.data_ptr(), seq_lens.data_ptr())
+    table = (block_table.data_ptr(), block_table.stride(0))
+    optional = (_address(alibi_slopes), _address(sinks), _address(channel_scales))
+    scores = (scale, soft_cap, window, causal, DTYPES[query.dtype], query.shape[1])
+    sizes = (seq_lens.shape[0], torch.get_num_threads(), fast)
     args = pack_attention_args(
-        pages.data_ptr(),
-        *fields,
-        query.data_ptr(),
-        out.data_ptr(),
-        q_token,
-        q_head,
-        out_token,
-        out_head,
-        query_start_loc.data_ptr(),
-        seq_lens.data_ptr(),
-        block_table.data_ptr(),
-        block_table.stride(0),
-        _address(alibi_slopes),
-        _address(sinks),
-        _address(channel_scales),
-        scale,
-        soft_cap,
-        window,
-        causal,
-        DTYPES[query.dtype],
-        query.shape[1],
-        seq_lens.shape[0],
-        torch.get_num_threads(),
-        fast,
+        pages.data_ptr(), *fields, *rows, *batch, *table, *optional, *scores, *sizes
     )
     status = lib.attention(args)
     if status == Status.BAD_BLOCK_ID:

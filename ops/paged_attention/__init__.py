@@ -1,4 +1,17 @@
-"""Attention of a ragged batch of queries over NZ pages."""
+"""Attention of a ragged batch of queries over NZ pages.
+
+Sequence ``i`` owns query rows ``query_start_loc[i] .. query_start_loc[i + 1]``: the last ``n``
+of its ``seq_lens[i]`` tokens. One row is decode, 2 to 16 are verification of drafted tokens,
+more are (chunked) prefill; they may be mixed. Row ``j`` stands at position
+``p = seq_lens[i] - n + j`` and sees the tokens ``t < seq_lens[i]`` with ``t <= p`` if
+``causal`` and ``t > p - window`` if ``window > 0`` (and ``t < p + window`` if not causal)::
+
+    s = scale * q . k[t];  s = soft_cap * tanh(s / soft_cap);  s += alibi * (t - p)
+    out = sum_t exp(s[t] - m) v[t] / (sum_t exp(s[t] - m) + exp(sink - m))
+
+Rows outside the batch are not written; rows that see no token become zero. Sums are float32.
+Int8 pages mean what :func:`ops.quantise.dequantise_pages` returns.
+"""
 
 from __future__ import annotations
 
@@ -64,17 +77,7 @@ def paged_attention(
 ) -> None:
     """Attend a ragged batch of queries to paged keys and values, into ``out``.
 
-    Sequence ``i`` owns query rows ``query_start_loc[i] .. query_start_loc[i + 1]``: the last ``n``
-    of its ``seq_lens[i]`` tokens. One row is decode, 2 to 16 are verification of drafted tokens,
-    more are (chunked) prefill; they may be mixed. Row ``j`` stands at position
-    ``p = seq_lens[i] - n + j`` and sees the tokens ``t < seq_lens[i]`` with ``t <= p`` if
-    ``causal`` and ``t > p - window`` if ``window > 0`` (and ``t < p + window`` if not causal)::
-
-        s = scale * q . k[t];  s = soft_cap * tanh(s / soft_cap);  s += alibi * (t - p)
-        out = sum_t exp(s[t] - m) v[t] / (sum_t exp(s[t] - m) + exp(sink - m))
-
-    Rows outside the batch are not written; rows that see no token become zero. Sums are float32.
-    Int8 pages mean what :func:`ops.quantise.dequantise_pages` returns.
+    What is computed is in this module's documentation.
 
     Args:
         query: ``[tokens, heads, head_dim]``, float32, float16 or bfloat16, last dimension
@@ -91,8 +94,7 @@ def paged_attention(
         window: how many tokens a row sees, itself included; 0: all.
         soft_cap: bound of the scores (Gemma 2); 0: none.
         alibi_slopes: float32 ``[heads]`` (ALiBi, arXiv:2108.12409).
-        sinks: float32 ``[heads]``, logits of a key without a value (attention sinks as in
-            gpt-oss).
+        sinks: float32 ``[heads]``, logits of a key without a value (as in gpt-oss).
         channel_scales: pages with static scales (C8S, C8P): float32 ``[2, kv_heads, head_dim]``,
             contiguous, K first; None otherwise.
         fast: int8 pages only: kernels may round queries and weights to 8 bits before they multiply
@@ -101,24 +103,9 @@ def paged_attention(
     Raises:
         ValueError: a shape, dtype, stride or block id is not as above.
     """
+    rest = (scale, causal, window, soft_cap, alibi_slopes, sinks, channel_scales, fast)
     call = torch.ops.ascend_plugin.paged_attention if needs_dispatcher(pages) else _cpu
-    call(
-        query,
-        pages,
-        out,
-        query_start_loc,
-        seq_lens,
-        block_table,
-        layout,
-        scale,
-        causal,
-        window,
-        soft_cap,
-        alibi_slopes,
-        sinks,
-        channel_scales,
-        fast,
-    )
+    call(query, pages, out, query_start_loc, seq_lens, block_table, layout, *rest)
 
 
 def _cpu(
@@ -290,6 +277,8 @@ def _check_scores(
         raise ValueError(
             f"window={window} and soft_cap={soft_cap} must not be negative; 0 means none."
         )
+    if alibi_slopes is None and sinks is None:  # as in most calls: a loop takes time
+        return
     for name, tensor in (("alibi_slopes", alibi_slopes), ("sinks", sinks)):
         if tensor is None:
             continue

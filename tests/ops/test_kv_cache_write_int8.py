@@ -151,6 +151,23 @@ def test_thread_counts(implementation: str, variant: str, count: int) -> None:
             _check(write, _tensors(write))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("block_size", [16, 128])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_threads_keep_the_order_within_a_block(
+    implementation: str, variant: str, block_size: int, shuffled: bool
+) -> None:
+    """Blocks that are left and entered again, padding between, every row an outlier."""
+    tokens = BLOCKS * block_size
+    write = Write(
+        variant, tokens, kv_heads=3, block_size=block_size, skipped=9, shuffled=shuffled, seed=5
+    )
+    key, value, slots = _tensors(write)
+    slots = slots.view(2, -1).T.flatten()  # two blocks in turn
+    with threads(2):
+        _check(write, (key, value, slots), Int8(write.int8.page, (0.0, 0.0)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_that_are_not_finite(implementation: str, variant: str, dtype: torch.dtype) -> None:

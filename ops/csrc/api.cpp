@@ -6,6 +6,9 @@ void ascend_cpu_abi(int64_t out[3]) {
   out[2] = sizeof(ascend_write_args);
 }
 
+// Set by ops/native/build.py.
+const char *ascend_cpu_sources(void) { return ASCEND_CPU_SOURCES; }
+
 // Called before anything else in the library: nothing here may need the instruction set it tests.
 int ascend_cpu_runnable(void) {
 #if defined(__AVX512F__)

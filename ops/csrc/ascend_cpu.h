@@ -126,6 +126,8 @@ typedef struct ascend_write_args {
 // Version and struct sizes, for the loader: out[0] version, out[1] sizeof(ascend_attention_args),
 // out[2] sizeof(ascend_write_args).
 ASCEND_API void ascend_cpu_abi(int64_t out[3]);
+// Hash of the sources that this library was compiled from (ops/native/build.py).
+ASCEND_API const char *ascend_cpu_sources(void);
 // 1 when this machine can run this library's instruction set.
 ASCEND_API int ascend_cpu_runnable(void);
 ASCEND_API int ascend_cpu_paged_attention(const ascend_attention_args *args);

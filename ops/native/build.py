@@ -6,6 +6,7 @@ library and no import from this package.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -42,6 +43,18 @@ _X86_MACHINES = {"x86_64", "amd64", "i686", "i386"}
 
 class NativeBuildError(RuntimeError):
     """The native kernels could not be compiled; the message says what to do."""
+
+
+def source_hash() -> str:
+    """Hash of what the libraries are compiled from: sources and flags.
+
+    The libraries carry it, so that kernels of other sources than the package's are never used: they
+    may disagree with the reference although their ABI is the same.
+    """
+    digest = hashlib.sha256(repr((ISA_FLAGS, COMMON_FLAGS)).encode())
+    for path in sorted((*SOURCE_DIR.glob("*.cpp"), *SOURCE_DIR.glob("*.h"))):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def buildable_isas() -> list[str]:
@@ -94,6 +107,7 @@ def _compile(compiler: Sequence[str], isa: str, sources: Sequence[Path], target:
         *compiler,
         *COMMON_FLAGS,
         *ISA_FLAGS[isa],
+        f'-DASCEND_CPU_SOURCES="{source_hash()}"',
         *(str(source) for source in sources),
         "-o",
         str(target),

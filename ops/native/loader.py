@@ -61,7 +61,7 @@ def _open(isa: str) -> NativeLibrary:
         raise NativeLibraryError(f"{path} is missing; {_REBUILD}")
     try:
         handle = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)
-        runnable = handle.ascend_cpu_runnable
+        runnable, sources = handle.ascend_cpu_runnable, handle.ascend_cpu_sources
         report, attention, write = (
             handle.ascend_cpu_abi,
             handle.ascend_cpu_paged_attention,
@@ -78,7 +78,17 @@ def _open(isa: str) -> NativeLibrary:
             f"{path} has ABI {tuple(sizes)}, this package expects {abi.expected_abi()} (version, "
             f"attention bytes, write bytes); {_REBUILD}"
         )
+    sources.restype = ctypes.c_char_p
+    if sources().decode() != _source_hash():
+        raise NativeLibraryError(
+            f"{path} was compiled from other sources than {build.SOURCE_DIR}; {_REBUILD}"
+        )
     return NativeLibrary(isa=isa, path=path, attention=attention, write=write)
+
+
+@cache
+def _source_hash() -> str:
+    return build.source_hash()
 
 
 @cache

@@ -13,6 +13,7 @@ from ascend_plugin.cli.bench import app as bench_app
 from ascend_plugin.cli.calibrate import app as calibrate_app
 from ascend_plugin.cli.doctor.command import doctor
 from ascend_plugin.cli.evaluate import app as eval_app
+from ascend_plugin.cli.sim import app as sim_app
 from ascend_plugin.model.cli import app as model_app
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(bench_app, name="bench")
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(eval_app, name="eval")
+app.add_typer(sim_app, name="sim")
 app.command()(doctor)
 
 
@@ -37,6 +39,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     debug: Annotated[
         bool, typer.Option("--debug", help="Show tracebacks and everything that vLLM logs.")
     ] = False,
@@ -49,7 +52,9 @@ def root(
 ) -> None:
     """Check, measure and supply ascend-plugin, a vLLM plugin for Ascend NPUs and CPUs."""
     # vLLM reads its level once, when a command imports it.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if debug else "ERROR")
+    # `sim run` becomes another command, whose log is the user's business.
+    if context.invoked_subcommand != "sim":
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if debug else "ERROR")
 
 
 def main() -> None:

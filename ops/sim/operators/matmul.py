@@ -1,0 +1,69 @@
+"""Matrix products.
+
+The cube unit multiplies 16-bit numbers and adds in float32; one rounding ends it. Weights in NZ
+format arrive here as matrices (:class:`..table.Call` unpacks them).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..table import operator, write
+
+_SHORT = (torch.bfloat16, torch.float16)
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return the product in float32 for 16-bit types, else in their own type."""
+    if left.dtype in _SHORT:
+        return torch.matmul(left.float(), right.float())
+    return torch.matmul(left, right)
+
+
+def _matmul(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, _math: int) -> None:
+    if left.dtype in _SHORT and left.dtype == out.dtype:
+        write(out, torch.matmul(left, right))  # torch's kernels accumulate in float32 as well
+    else:
+        write(out, product(left, right))
+
+
+for _name in ("Mm", "Matmul", "MatmulWeightNz", "BatchMatMul", "Mv"):
+    operator(f"aclnn{_name}", "TTTh")(_matmul)
+
+
+def _addmm(
+    bias: torch.Tensor | None,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    beta: float,
+    alpha: float,
+    out: torch.Tensor,
+    _math: int,
+) -> None:
+    result = product(left, right)
+    if alpha != 1:
+        result *= alpha
+    if bias is not None and beta != 0:
+        result = result + bias.to(result.dtype) * beta
+    write(out, result)
+
+
+for _name in ("Addmm", "AddmmWeightNz", "Baddbmm"):
+    operator(f"aclnn{_name}", "TTTSSTh")(_addmm)
+
+
+@operator("aclnnInplaceAddmm", "TTTSSh")
+def _addmm_in_place(
+    target: torch.Tensor,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    beta: float,
+    alpha: float,
+    math: int,
+) -> None:
+    _addmm(target, left, right, beta, alpha, target, math)
+
+
+@operator("aclnnDot", "TTT")
+def _dot(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    write(out, product(left, right))

@@ -1,0 +1,195 @@
+"""Mixture of experts: gating, routing of rows to experts and back, products per expert."""
+
+from __future__ import annotations
+
+import torch
+
+from ..table import operator, write
+from .matmul import product
+
+#: Meaning of ``group_list``: sums of the rows up to each expert, or rows of each.
+_CUMULATED, _COUNTED = 0, 1
+
+#: What aclnnMoeInitRoutingV3 reports about experts, and how it quantises.
+_TOKENS_CUMULATED, _TOKENS_COUNTED = 0, 1
+_UNQUANTISED = -1
+
+
+@operator("aclnnMoeGatingTopKSoftmax", "TTiTTT")
+def _gate(
+    logits: torch.Tensor,
+    finished: torch.Tensor | None,
+    k: int,
+    weights: torch.Tensor,
+    experts: torch.Tensor,
+    rows: torch.Tensor,
+) -> None:
+    """Choose the ``k`` most probable experts of each row of ``[tokens, experts]``."""
+    if finished is not None and finished.numel():
+        raise NotImplementedError("finished rows are not simulated")
+    values, indices = logits.float().softmax(-1).topk(k, -1)
+    write(weights, values)
+    write(experts, indices)
+    tokens = logits.shape[0]
+    # Row numbers of the expanded batch, choice by choice.
+    write(rows, torch.arange(tokens * k).view(k, tokens).t())
+
+
+def _route(experts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sort (token, choice) pairs by expert; return the order, and each pair's place in it."""
+    order = experts.reshape(-1).argsort(stable=True)
+    places = torch.empty_like(order)
+    places[order] = torch.arange(order.numel())
+    return order, places
+
+
+@operator("aclnnMoeInitRoutingV3", "TTTTiiiiibiAiTTTT")
+def _init_routing(
+    x: torch.Tensor,
+    experts: torch.Tensor,
+    scale: torch.Tensor | None,
+    _offset: torch.Tensor | None,
+    active: int,
+    _capacity: int,
+    expert_count: int,
+    drop: int,
+    tokens_type: int,
+    tokens_flag: bool,
+    quant_mode: int,
+    expert_range: list[int] | None,
+    row_type: int,
+    expanded: torch.Tensor,
+    row_index: torch.Tensor,
+    tokens: torch.Tensor,
+    expanded_scale: torch.Tensor,
+) -> None:
+    """Copy rows of ``[tokens, hidden]`` to their experts, ordered by expert."""
+    whole = not expert_range or expert_range == [0, expert_count]
+    dropless = drop == 0 and active in (-1, 0, experts.numel())
+    if quant_mode != _UNQUANTISED or not whole or not dropless or row_type not in (0, 1):
+        raise NotImplementedError(
+            f"quant_mode {quant_mode}, active_expert_range {expert_range}, drop_pad_mode {drop}, "
+            f"active_num {active} and row_idx_type {row_type} are not simulated together; only "
+            "routing of every row without quantisation is"
+        )
+    order, places = _route(experts)
+    source = order // experts.shape[1]
+    write(expanded, x[source])
+    write(row_index, places if row_type == 0 else order)
+    if scale is not None and scale.numel():
+        write(expanded_scale, scale[source].view(expanded_scale.shape))
+    if tokens_flag:
+        counts = torch.bincount(experts.reshape(-1).long(), minlength=expert_count)
+        if tokens_type not in (_TOKENS_CUMULATED, _TOKENS_COUNTED):
+            raise NotImplementedError(f"expert_tokens_num_type {tokens_type} is not simulated")
+        write(tokens, counts.cumsum(0) if tokens_type == _TOKENS_CUMULATED else counts)
+
+
+@operator("aclnnMoeTokenPermute", "TTibTT")
+def _permute(
+    tokens: torch.Tensor,
+    experts: torch.Tensor,
+    count: int,
+    padded: bool,
+    permuted: torch.Tensor,
+    places: torch.Tensor,
+) -> None:
+    if padded:
+        raise NotImplementedError("padded_mode is not simulated")
+    choices = experts.shape[1] if experts.dim() > 1 else 1
+    order, place = _route(experts)
+    write(permuted, tokens[order[: permuted.shape[0]] // choices])
+    write(places, place.view(places.shape))
+
+
+@operator("aclnnMoeTokenUnpermute", "TTTbAT")
+def _unpermute(
+    permuted: torch.Tensor,
+    places: torch.Tensor,
+    weights: torch.Tensor | None,
+    padded: bool,
+    _shape: list[int] | None,
+    out: torch.Tensor,
+) -> None:
+    """Add the rows of each token's choices, weighted, in float32."""
+    if padded:
+        raise NotImplementedError("padded_mode is not simulated")
+    rows = permuted.float()[places.reshape(-1).long()].view(out.shape[0], -1, out.shape[-1])
+    if weights is not None and weights.numel():
+        rows = rows * weights.float()[..., None]
+    write(out, rows.sum(1))
+
+
+@operator("aclnnMoeComputeExpertTokens", "TiT")
+def _expert_tokens(experts: torch.Tensor, count: int, out: torch.Tensor) -> None:
+    """Return how many rows of the sorted list go to experts up to each one."""
+    write(out, torch.bincount(experts.long(), minlength=count).cumsum(0))
+
+
+def _bounds(group_list: torch.Tensor, kind: int) -> list[int]:
+    if kind not in (_CUMULATED, _COUNTED):
+        raise NotImplementedError(f"group_list_type {kind} is not simulated; use 0 or 1")
+    sums = group_list if kind == _CUMULATED else group_list.cumsum(0)
+    return [int(each) for each in sums.tolist()]
+
+
+def _given(tensors: list[torch.Tensor] | None) -> list[torch.Tensor]:
+    return [each for each in tensors or [] if each is not None and each.numel()]
+
+
+@operator("aclnnGroupedMatmulV5", "LLLLLLLLTLLLiiiiALLL")
+def _grouped_matmul(
+    x: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    bias: list[torch.Tensor] | None,
+    scale: list[torch.Tensor] | None,
+    offset: list[torch.Tensor] | None,
+    antiquant_scale: list[torch.Tensor] | None,
+    antiquant_offset: list[torch.Tensor] | None,
+    token_scale: list[torch.Tensor] | None,
+    group_list: torch.Tensor,
+    activation: list[torch.Tensor] | None,
+    activation_scale: list[torch.Tensor] | None,
+    activation_offset: list[torch.Tensor] | None,
+    _split_item: int,
+    group_type: int,
+    list_type: int,
+    act_type: int,
+    _tuning: list[int] | None,
+    out: list[torch.Tensor],
+    _act_out: list[torch.Tensor] | None,
+    _dynamic_scale: list[torch.Tensor] | None,
+) -> None:
+    """Multiply runs of rows ``[rows, K]`` by a weight each, ``[experts, K, N]`` or a list."""
+    unknown = (offset, antiquant_scale, antiquant_offset, activation, activation_scale)
+    if any(_given(each) for each in (*unknown, activation_offset)) or act_type or group_type != 0:
+        raise NotImplementedError(
+            "grouped products with offsets, weight-only quantisation, activations, or group types "
+            f"other than 0 (rows) are not simulated (group_type {group_type}, act_type {act_type})"
+        )
+    matrices = list(weights[0]) if len(weights) == 1 and weights[0].dim() == 3 else weights
+    scales, added = _rows_of(scale, len(matrices)), _rows_of(bias, len(matrices))
+    start, tokens = 0, _given(token_scale)
+    for expert, end in enumerate(_bounds(group_list, list_type)):
+        if end > start:
+            result = _expert_product(x[0][start:end], matrices[expert])
+            if scales:
+                result = result * scales[expert].float()
+            if tokens:
+                result = result * tokens[0][start:end, None]
+            if added:
+                result = result + added[expert].float()
+            write(out[0][start:end], result)
+        start = max(start, end)
+
+
+def _rows_of(tensors: list[torch.Tensor] | None, count: int) -> list[torch.Tensor]:
+    """Return one tensor per expert, from a list or from one tensor ``[experts, …]``."""
+    given = _given(tensors)
+    return list(given[0]) if len(given) == 1 and count > 1 else given
+
+
+def _expert_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if rows.dtype == torch.int8:
+        return torch.matmul(rows.double(), weight.double()).float()  # exact
+    return product(rows, weight)

@@ -1,5 +1,6 @@
 # The environment lives in .venv of this checkout; tools/install.py says what goes into it and skips
-# what is done. Variables: PYTHON, DEVICE (auto, cpu, npu), HOST, PORT, MODEL, CONFIG, PYTEST_ARGS.
+# what is done. Variables: PYTHON, DEVICE (auto, cpu, npu), HOST, PORT, MODEL, CONFIG, PYTEST_ARGS,
+# SIM_PYTEST_ARGS (for the tests on the simulated NPU).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEVICE ?= auto
 HOST ?= 127.0.0.1
@@ -7,13 +8,14 @@ PORT ?= 8000
 MODEL ?= models/smollm2
 CONFIG ?= configs/serve/smollm2-cpu.yaml
 PYTEST_ARGS ?=
+SIM_PYTEST_ARGS ?=
 
 BIN := .venv/bin
 INSTALL = $(PYTHON) tools/install.py --device $(DEVICE)
 CPP_FILES = $(shell find ops -type f \( -name '*.cpp' -o -name '*.h' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format clean python
+.PHONY: help install serve test test-npu lint format clean python
 
 help: ## show this help
 	@echo "ascend-plugin: a vLLM platform plugin for Ascend NPUs with a CPU fallback"
@@ -32,6 +34,11 @@ serve: python ## install, fetch the small model, serve it and print a curl line
 test: lint ## install the test tools, lint, fetch the small model, and run every test
 	@$(BIN)/ascend-plugin model smollm2 models/smollm2
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/ascend-plugin sim run -- $(BIN)/python -m pytest $(SIM_PYTEST_ARGS) tests/sim tests/npu
+
+test-npu: python ## run the device tests on this machine's NPUs
+	@$(INSTALL) --extras test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/npu
 
 lint: python ## check style, types, imports, C++ format and symlinks
 	@$(INSTALL) --extras model,plot,test,dev

@@ -58,6 +58,7 @@ def test_wheel_holds_every_source(built, tree):
     names = wheel_names(built)
     wanted = package_files(tree, ".py", ".toml", ".yaml", ".json", ".h", ".cpp")
     assert any(name.startswith("ascend_plugin/ops/csrc/") for name in wanted)
+    assert any(name.startswith("ascend_plugin/ops/sim/csrc/") for name in wanted)
     assert any(name.startswith("ascend_plugin/configs/") for name in wanted)
     assert "ascend_plugin/tested_versions.toml" in wanted
     # A folder of the package without __init__.py would show here.

@@ -1,0 +1,133 @@
+"""Mixture of experts, and weights in int8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from sim_parity import assert_close, launches
+
+
+def _normal(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+EXPERTS = torch.tensor([[2, 0], [3, 2], [0, 1], [2, 3], [1, 0]], dtype=torch.int32)
+
+
+def test_gating() -> None:
+    import torch_npu
+
+    logits = _normal(5, 8, dtype=torch.float32)
+    weights, experts, _ = torch_npu.npu_moe_gating_top_k_softmax(logits.npu(), k=3)
+    expected = logits.softmax(-1).topk(3, -1)
+    torch.testing.assert_close(weights.cpu(), expected.values)
+    assert torch.equal(experts.cpu().long(), expected.indices)
+    assert launches()["aclnnMoeGatingTopKSoftmax"]
+
+
+def test_permuting_and_back() -> None:
+    import torch_npu
+
+    x, weights = _normal(5, 32), torch.rand(5, 2).bfloat16()
+    permuted, places = torch_npu.npu_moe_token_permute(x.npu(), EXPERTS.npu())
+    order = EXPERTS.reshape(-1).argsort(stable=True)
+    assert torch.equal(permuted.cpu(), x[order // 2])
+    back = torch_npu.npu_moe_token_unpermute(permuted, places, weights.npu())
+    expected = (x.float()[:, None] * weights.float()[..., None]).sum(1).bfloat16()
+    assert_close(back.cpu(), expected, None)
+    assert launches()["aclnnMoeTokenPermute"]
+    assert launches()["aclnnMoeTokenUnpermute"]
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_initial_routing(counted: bool) -> None:
+    import torch_npu
+
+    x = _normal(5, 64)
+    expanded, rows, tokens, _ = torch_npu.npu_moe_init_routing_v2(
+        *(x.npu(), EXPERTS.npu()),
+        active_num=10,
+        expert_num=4,
+        expert_tokens_num_type=int(counted),
+        expert_tokens_num_flag=True,
+        active_expert_range=[0, 4],
+        quant_mode=-1,
+        row_idx_type=0,
+    )
+    order = EXPERTS.reshape(-1).argsort(stable=True)
+    assert torch.equal(expanded.cpu(), x[order // 2])
+    assert torch.equal(rows.cpu().long()[order], torch.arange(10))
+    counts = torch.tensor([3, 2, 3, 2])
+    assert torch.equal(tokens.cpu(), counts if counted else counts.cumsum(0))
+
+
+def test_tokens_of_experts() -> None:
+    import torch_npu
+
+    experts = EXPERTS.reshape(-1).sort().values
+    sums = torch_npu.npu_moe_compute_expert_tokens(experts.npu(), 4)
+    assert sums.cpu().tolist() == [3, 5, 8, 10]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("counted", [False, True])
+def test_products_per_expert(dtype: torch.dtype, counted: bool) -> None:
+    import torch_npu
+
+    x, weights = _normal(9, 32, dtype=dtype), _normal(4, 32, 48, dtype=dtype, seed=2)
+    counts = torch.tensor([3, 0, 4, 2])
+    (result,) = torch_npu.npu_grouped_matmul(
+        *([x.npu()], [weights.npu()]),
+        group_list=(counts if counted else counts.cumsum(0)).npu(),
+        split_item=3,
+        group_type=0,
+        group_list_type=int(counted),
+    )
+    parts = x.split(counts.tolist())
+    expected = torch.cat([part @ weight for part, weight in zip(parts, weights, strict=True)])
+    assert_close(result.cpu(), expected, None)
+
+
+def test_int8_products_per_expert() -> None:
+    import torch_npu
+
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randint(-127, 128, (9, 32), generator=generator).to(torch.int8)
+    weights = torch.randint(-127, 128, (4, 32, 48), generator=generator).to(torch.int8)
+    scales = torch.rand(4, 48, generator=generator).bfloat16() * 1e-3
+    tokens = torch.rand(9, generator=generator)
+    counts = torch.tensor([3, 0, 4, 2])
+    (result,) = torch_npu.npu_grouped_matmul(
+        *([x.npu()], [weights.npu()]),
+        scale=[scales.npu()],
+        per_token_scale=[tokens.npu()],
+        group_list=counts.cumsum(0).npu(),
+        split_item=3,
+        group_type=0,
+        output_dtype=torch.bfloat16,
+    )
+    expected, start = [], 0
+    for expert, count in enumerate(counts.tolist()):
+        part = x[start : start + count].long() @ weights[expert].long()
+        expected.append(part * scales[expert].float() * tokens[start : start + count, None])
+        start += count
+    assert_close(result.cpu(), torch.cat(expected).bfloat16(), None)
+
+
+@pytest.mark.parametrize("group_size", [0, 32])
+def test_products_with_int8_weights(group_size: int) -> None:
+    import torch_npu
+
+    x = _normal(5, 64)
+    weight = torch.randint(-127, 128, (64, 96), generator=torch.Generator().manual_seed(6))
+    weight = weight.to(torch.int8)
+    shape = (2, 96) if group_size else (96,)
+    scale = torch.rand(shape, generator=torch.Generator().manual_seed(7)).bfloat16() * 1e-2
+    options: dict[str, Any] = {"antiquant_group_size": group_size} if group_size else {}
+    result = torch_npu.npu_weight_quant_batchmatmul(x.npu(), weight.npu(), scale.npu(), **options)
+    rows = scale.float().repeat_interleave(32, 0) if group_size else scale.float()
+    expected = (x.double() @ (weight.float() * rows).double()).bfloat16()
+    assert_close(result.cpu(), expected, None)
+    assert launches()["aclnnWeightQuantBatchMatmulV2"]

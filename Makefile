@@ -34,7 +34,10 @@ serve: python ## install, fetch the small model, serve it and print a curl line
 test: lint ## install the test tools, lint, fetch the small model, and run every test
 	@$(BIN)/ascend-plugin model smollm2 models/smollm2
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
-	@$(BIN)/ascend-plugin sim run -- $(BIN)/python -m pytest $(SIM_PYTEST_ARGS) tests/sim tests/npu
+	@rm -f .coverage .coverage.*
+	@$(BIN)/ascend-plugin sim run -- $(BIN)/coverage run -m pytest $(SIM_PYTEST_ARGS) tests/sim tests/npu
+	@$(BIN)/coverage combine -q
+	@$(BIN)/python tools/npu_call_sites.py
 
 test-npu: python ## run the device tests on this machine's NPUs
 	@$(INSTALL) --extras test
@@ -58,7 +61,7 @@ format: python ## rewrite Python and C++ files in the project's style
 # Not .venv and models/, which take long to get: remove those by hand.
 clean: ## remove build outputs and caches (keeps .venv and models)
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	@rm -f ops/native/lib/*.so .venv/.install/plugin.stamp
+	@rm -f ops/native/lib/*.so .venv/.install/plugin.stamp .coverage .coverage.*
 	@find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 python:

@@ -47,6 +47,18 @@ class PatchCode(IntEnum):
     E3M0 = 1
 
 
+class Arrangement(IntEnum):
+    """In which order the arrays of a page lie in memory.
+
+    Attributes:
+        RUN_MAJOR: all of one kv head, then all of the next: what CPU kernels stream.
+        PLANE_MAJOR: K of all kv heads, then V of all kv heads: what the NPU's fused operators read.
+    """
+
+    RUN_MAJOR = 0
+    PLANE_MAJOR = 1
+
+
 class PageLayout(NamedTuple):
     """Byte map of one (block, kv head) run of a page.
 
@@ -83,6 +95,27 @@ class PageLayout(NamedTuple):
     patch_slots: int = 0
     k_patches_offset: int = 0
     v_patches_offset: int = 0
+
+
+class PlaneLayout(NamedTuple):
+    """What operators on the NPU must know of pages in the arrangement ``PLANE_MAJOR``.
+
+    They take it as ``int[] layout``, like a :class:`PageLayout`. ``num_blocks`` pages are one array
+    of ``2 * num_blocks`` planes: K of block 0, V of block 0, K of block 1, and so on, each
+    ``(num_kv_heads, padded_head_dim / C0, block_size, C0)``. C8D's scales lie behind all of them in
+    the same order, float32 ``(num_kv_heads, block_size)`` each.
+
+    Attributes:
+        block_size: tokens in a block.
+        head_dim: elements of K, and of V, per token and head.
+        num_kv_heads: key/value heads of the layer on this device.
+        quantisation: a :class:`Quantisation`.
+    """
+
+    block_size: int
+    head_dim: int
+    num_kv_heads: int
+    quantisation: int = Quantisation.NONE
 
 
 def column_group(itemsize: int) -> int:

@@ -14,8 +14,10 @@ import torch
 
 from ascend_plugin.ops import checks
 from ascend_plugin.ops.page_layout import (
+    Arrangement,
     PageLayout,
     PatchCode,
+    PlaneLayout,
     Quantisation,
     column_group,
     padded_head_dim,
@@ -24,14 +26,16 @@ from ascend_plugin.ops.page_layout import (
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """One array inside a (block, kv head) run.
+    """One array inside a (block, kv head) run, or inside a region of a block.
 
     Attributes:
         name: what it holds.
-        offset: bytes from the start of the run.
+        offset: bytes from the start of the run; in the arrangement ``PLANE_MAJOR`` from the start
+            of the block's part of the region.
         nbytes: bytes it takes.
         shape: elements, in memory order.
         dtype: element type.
+        region: which of :meth:`PageFormat.regions` it lies in.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Plane:
     nbytes: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    region: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,11 @@ class PageFormat:
     without quantisation and with C8S. Zeros may follow, so that a run has as many bytes for every
     token and starts on a cache line.
 
+    In the arrangement ``PLANE_MAJOR`` a page is K of all kv heads, then V of all kv heads. The
+    scales of C8D are a region of their own behind the pages of all blocks, so that K, V and both
+    scales are arrays in which block ``b`` has the index ``2 * b``: the NPU's fused attention finds
+    all four through one block table.
+
     Attributes:
         dtype: element type of K and V: float32, float16 or bfloat16, int8 if quantised.
         block_size: tokens in a block: a multiple of 16 up to 256.
@@ -77,6 +87,7 @@ class PageFormat:
         head_dim: elements of K, and of V, per token and head: a multiple of 16 up to 256.
         quantisation: what the elements mean.
         patch_code: how C8P codes residuals.
+        arrangement: the order of the arrays in memory.
 
     Raises:
         ValueError: a value that pages cannot hold; the message says what is allowed.
@@ -88,6 +99,7 @@ class PageFormat:
     head_dim: int
     quantisation: Quantisation = Quantisation.NONE
     patch_code: PatchCode = PatchCode.INT4
+    arrangement: Arrangement = Arrangement.RUN_MAJOR
 
     def __post_init__(self) -> None:
         """Refuse what pages cannot hold."""
@@ -96,6 +108,15 @@ class PageFormat:
         checks.check_head_dim(self.head_dim)
         if self.num_kv_heads < 1:
             raise ValueError(f"a page needs at least one kv head, got {self.num_kv_heads}.")
+        if self._by_planes and self.quantisation is Quantisation.C8P:
+            raise ValueError(
+                "c8p pages exist in the arrangement RUN_MAJOR only: no operator of the NPU reads "
+                "patches. Set kv_cache.variant to 'c8s' or 'c8d'."
+            )
+
+    @property
+    def _by_planes(self) -> bool:
+        return self.arrangement is Arrangement.PLANE_MAJOR
 
     @property
     def column_group(self) -> int:
@@ -116,7 +137,9 @@ class PageFormat:
 
     @property
     def planes(self) -> tuple[Plane, ...]:
-        """The arrays of a run, in memory order."""
+        """The arrays of a run, or of a block if arranged by planes, in memory order."""
+        if self._by_planes:
+            return self._block_planes()
         columns, size, slots = self.padded_head_dim, self.block_size, self.patch_slots
         fractals = (columns // self.column_group, size, self.column_group)
         arrays: list[tuple[str, tuple[int, ...], torch.dtype]] = [
@@ -139,6 +162,21 @@ class PageFormat:
             offset += plane.nbytes
         return tuple(planes)
 
+    def _block_planes(self) -> tuple[Plane, ...]:
+        heads, size = self.num_kv_heads, self.block_size
+        fractals = (heads, self.padded_head_dim // self.column_group, size, self.column_group)
+        nbytes = prod(fractals) * self.dtype.itemsize
+        planes = [
+            Plane(name, i * nbytes, nbytes, fractals, self.dtype) for i, name in enumerate("KV")
+        ]
+        if self.quantisation is Quantisation.C8D:
+            nbytes = heads * size * torch.float32.itemsize
+            planes += [
+                Plane(f"{name} scales", i * nbytes, nbytes, (heads, size), torch.float32, region=1)
+                for i, name in enumerate("KV")
+            ]
+        return tuple(planes)
+
     def plane(self, name: str) -> Plane:
         """Return the array of a run that has this name.
 
@@ -154,6 +192,8 @@ class PageFormat:
     def token_bytes(self) -> int:
         """Bytes per (kv head, token): vLLM's content size ``C`` of ``[B, H, N, C]``."""
         used = sum(plane.nbytes for plane in self.planes)
+        if self._by_planes:
+            return used // (self.block_size * self.num_kv_heads)
         per_token = -(-used // self.block_size)
         step = _RUN_ALIGNMENT // gcd(_RUN_ALIGNMENT, self.block_size)
         return -(-per_token // step) * step
@@ -168,8 +208,28 @@ class PageFormat:
         """Bytes of one block in one layer."""
         return self.num_kv_heads * self.run_bytes
 
+    def plane_layout(self) -> PlaneLayout:
+        """Return the form in which operators of the NPU take this format.
+
+        Raises:
+            ValueError: the pages are not arranged by planes.
+        """
+        if not self._by_planes:
+            raise ValueError("pages of the arrangement RUN_MAJOR have no planes; use layout().")
+        return PlaneLayout(
+            self.block_size, self.head_dim, self.num_kv_heads, int(self.quantisation)
+        )
+
     def layout(self) -> PageLayout:
-        """Return the byte map in the form operators take."""
+        """Return the byte map in the form operators take.
+
+        Raises:
+            ValueError: the pages are arranged by planes, and have no runs.
+        """
+        if self._by_planes:
+            raise ValueError(
+                "pages of the arrangement PLANE_MAJOR have no runs; use plane_layout()."
+            )
         at = {plane.name: plane.offset for plane in self.planes}
         return PageLayout(
             block_size=self.block_size,
@@ -194,9 +254,20 @@ class PageFormat:
     def regions(self, num_blocks: int) -> Sequence[Region]:
         """Byte regions of ``num_blocks`` pages that lie one after the other.
 
-        A page is self-contained, so a block is one region: moving it moves everything that its
-        attention needs.
+        Moving all regions of a block moves everything that its attention needs. There is one, or
+        two where scales are arranged by planes.
+
+        Raises:
+            ValueError: ``num_blocks`` is negative.
         """
         if num_blocks < 0:
             raise ValueError(f"num_blocks={num_blocks} must not be negative.")
-        return (Region(offset=0, stride=self.page_bytes, nbytes=self.page_bytes),)
+        if not self._by_planes:
+            return (Region(offset=0, stride=self.page_bytes, nbytes=self.page_bytes),)
+        found: list[Region] = []
+        offset = 0
+        for region in sorted({plane.region for plane in self.planes}):
+            nbytes = sum(plane.nbytes for plane in self.planes if plane.region == region)
+            found.append(Region(offset, nbytes, nbytes))
+            offset += nbytes * num_blocks
+        return tuple(found)

@@ -45,6 +45,17 @@ def register(
     return overload
 
 
+def implement(name: str, kernel: Callable[..., Any], dispatch_key: str) -> None:
+    """Register a kernel of an operator that is defined, for one more dispatch key.
+
+    Args:
+        name: the operator's name in :data:`NAMESPACE`.
+        kernel: takes the operator's arguments.
+        dispatch_key: such as ``PrivateUse1``, the key of devices out of torch's tree.
+    """
+    _library.impl(name, kernel, dispatch_key)
+
+
 def needs_dispatcher(tensor: torch.Tensor) -> bool:
     """Say whether a call must go through torch's dispatcher.
 

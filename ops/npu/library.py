@@ -1,0 +1,169 @@
+"""The plugin's operators for the dispatch key of NPUs; importing this registers them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from .. import checks
+from .. import kv_cache_write as _write_schema  # noqa: F401  defines the operator
+from .. import paged_attention as _attention_schema  # noqa: F401
+from ..kv_cache_write import WriteRequest
+from ..library import implement
+from ..page_layout import PlaneLayout, Quantisation
+from . import attention, gather, write
+from .planes import page_planes, plane_blocks, plane_layout, plane_slots
+
+#: The dispatch key of devices out of torch's tree, which torch_npu takes.
+_DISPATCH_KEY = "PrivateUse1"
+
+
+def kv_cache_write(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    pages: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    layout: Sequence[int],
+    channel_scales: torch.Tensor | None = None,
+    patch_thresholds: Sequence[float] = (),
+    counters: torch.Tensor | None = None,
+) -> None:
+    """Write K and V of new tokens into pages arranged by planes.
+
+    Arguments and errors as in :func:`ops.kv_cache_write.kv_cache_write`, except: ``layout`` is a
+    :class:`PlaneLayout`; ``counters`` are not counted on an NPU; block 0 of C8D pages must not be
+    a sequence's (vLLM keeps it for padding).
+    """
+    told = plane_layout(layout)
+    quantisation = Quantisation(told.quantisation)
+    _check_tokens(key, value, told)
+    checks.check_integer("slot_mapping", slot_mapping, torch.int64, 1)
+    checks.check_channel_scales(channel_scales, quantisation, told.num_kv_heads, told.head_dim)
+    tokens = slot_mapping.shape[0]
+    if tokens > key.shape[0]:
+        raise ValueError(f"slot_mapping names {tokens} tokens, key has {key.shape[0]}.")
+    write.operator.choose(
+        WriteRequest(
+            key.dtype, pages.dtype, told.num_kv_heads, told.head_dim, told.block_size, quantisation
+        )
+    )
+    if tokens == 0:
+        return
+    write.write_planes(
+        key[:tokens],
+        value[:tokens],
+        page_planes(pages, told),
+        plane_slots(slot_mapping, told.block_size),
+        quantisation,
+        None if channel_scales is None else _scales(channel_scales, key.device),
+    )
+
+
+def paged_attention(
+    query: torch.Tensor,
+    pages: torch.Tensor,
+    out: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    layout: Sequence[int],
+    scale: float,
+    causal: bool = True,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    channel_scales: torch.Tensor | None = None,
+    fast: bool = False,
+) -> None:
+    """Attend a ragged batch of queries to pages arranged by planes, into ``out``.
+
+    Arguments and errors as in :func:`ops.paged_attention.paged_attention`, except: ``layout`` is a
+    :class:`PlaneLayout`; ``query_start_loc`` and ``seq_lens`` had better be on the host, where the
+    fused operator wants them (on the device they cost a synchronisation); ``fast`` changes nothing.
+    """
+    told = plane_layout(layout)
+    quantisation = Quantisation(told.quantisation)
+    checks.check_tokens("query", query, told.head_dim)
+    checks.check_tokens("out", out, told.head_dim)
+    checks.check_channel_scales(channel_scales, quantisation, told.num_kv_heads, told.head_dim)
+    batch = _batch(query_start_loc, seq_lens, block_table, causal)
+    tokens = batch.query_ends[-1] if batch.query_ends else 0
+    if tokens == 0:
+        return
+    scales = None if channel_scales is None else _scales(channel_scales, query.device)
+    head = attention.Head(query.shape[1], float(scale), window, quantisation, scales)
+    request = attention.FusedRequest(
+        query.dtype,
+        quantisation,
+        query.shape[1],
+        told.num_kv_heads,
+        told.head_dim,
+        told.block_size,
+        batch.uniform,
+        window=bool(window),
+        soft_cap=bool(soft_cap),
+        alibi=alibi_slopes is not None,
+        sinks=sinks is not None,
+    )
+    chosen = attention.operator.choose(request).implementation.name
+    run = gather.attend if chosen == gather.NAME else attention.attend
+    run(query[:tokens], page_planes(pages, told), batch, head, out[:tokens])
+
+
+def _check_tokens(key: torch.Tensor, value: torch.Tensor, layout: PlaneLayout) -> None:
+    checks.check_tokens("key", key, layout.head_dim)
+    if key.shape != value.shape or key.dtype != value.dtype:
+        raise ValueError(
+            f"key ({list(key.shape)}, {key.dtype}) and value ({list(value.shape)}, {value.dtype}) "
+            "must have the same shape and dtype."
+        )
+    if key.shape[1] != layout.num_kv_heads:
+        raise ValueError(f"key has {key.shape[1]} kv heads, pages have {layout.num_kv_heads}.")
+
+
+def _batch(
+    query_start_loc: torch.Tensor, seq_lens: torch.Tensor, block_table: torch.Tensor, causal: bool
+) -> attention.Batch:
+    checks.check_integer("query_start_loc", query_start_loc, torch.int32, 1)
+    checks.check_integer("seq_lens", seq_lens, torch.int32, 1)
+    checks.check_integer("block_table", block_table, torch.int32, 2)
+    starts = query_start_loc.tolist()
+    if len(starts) != seq_lens.shape[0] + 1 or block_table.shape[0] != seq_lens.shape[0]:
+        raise ValueError(
+            f"{seq_lens.shape[0]} seq_lens need one query_start_loc more and as many rows of "
+            f"block_table, got {len(starts)} and {block_table.shape[0]}."
+        )
+    rows = {stop - start for start, stop in pairwise(starts)}
+    uniform = rows.pop() if len(rows) == 1 else 0
+    return attention.Batch(
+        starts[1:], seq_lens.tolist(), plane_blocks(block_table), uniform, causal
+    )
+
+
+@cache
+def _scales(channel_scales: torch.Tensor, device: torch.device) -> write.ChannelScales:
+    """Return the operators' form of static scales; by identity, because they do not change."""
+    return write.ChannelScales.of(channel_scales, device)
+
+
+def register() -> None:
+    """Register the operators; a second call does nothing."""
+    _register()
+
+
+@cache
+def _register() -> None:
+    kernels: dict[str, Any] = {
+        "kv_cache_write": kv_cache_write,
+        "paged_attention": paged_attention,
+    }
+    for name, kernel in kernels.items():
+        implement(name, kernel, _DISPATCH_KEY)
+
+
+register()

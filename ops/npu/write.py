@@ -1,0 +1,145 @@
+"""Write K and V of new tokens into planes, quantised or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch_npu
+
+from ..dispatch import Implementation, Operator, Support
+from ..kv_cache_write import WriteRequest
+from ..page_layout import PageLayout, PlaneLayout, Quantisation
+from .hadamard import rotate
+from .planes import Planes
+
+#: Element types that the cube unit multiplies, and so the types of pages without quantisation.
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelScales:
+    """Static scales of one layer as the operators take them.
+
+    The fused attention reads them in bfloat16; codes are made with what that leaves.
+
+    Attributes:
+        key: bfloat16 ``[kv_heads, 1, head_dim]``, what a code of K is worth.
+        value: the same of V.
+        key_inverse: float32 ``[kv_heads * head_dim]``, by which K is multiplied.
+        value_inverse: the same of V.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    key_inverse: torch.Tensor
+    value_inverse: torch.Tensor
+
+    @classmethod
+    def of(cls, channel_scales: torch.Tensor, device: torch.device) -> ChannelScales:
+        """Return ``channel_scales``, float32 ``[2, kv_heads, head_dim]``, rounded, on a device."""
+        rounded = channel_scales.detach().to("cpu", torch.bfloat16)
+        inverse = (1.0 / rounded.float()).flatten(1).to(device)
+        key, value = rounded[:, :, None].contiguous().to(device)
+        return cls(key, value, inverse[0].contiguous(), inverse[1].contiguous())
+
+
+def supports(request: WriteRequest) -> Support:
+    """Say whether tokens can be written into planes, and why."""
+    if request.quantisation is Quantisation.C8P:
+        return Support(False, "no operator of the NPU writes patches (c8p); use c8s or c8d")
+    if request.dtype not in DTYPES:
+        return Support(False, f"{request.dtype} keys; the NPU's attention takes bf16 and fp16")
+    if request.quantisation is Quantisation.NONE:
+        if request.page_dtype != request.dtype:
+            return Support(False, f"{request.dtype} keys and {request.page_dtype} pages differ")
+        return Support(True, "scatter into NZ planes")
+    if request.head_dim % 32:
+        return Support(False, f"head dimension {request.head_dim} is no multiple of 32")
+    if request.quantisation is Quantisation.C8S:
+        return Support(True, "quantised per channel, then scattered into NZ planes")
+    return Support(True, "rotated, quantised per token and head, then scattered into NZ planes")
+
+
+def _bind(pages: torch.Tensor, layout: PageLayout | PlaneLayout) -> Callable[..., None]:
+    raise NotImplementedError("planes are bound by write_planes()")
+
+
+operator: Operator[WriteRequest] = Operator(
+    "kv_cache_write (npu)",
+    (Implementation("npu", supports, _bind),),
+)
+
+
+def write_planes(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    planes: Planes,
+    slots: torch.Tensor,
+    quantisation: Quantisation = Quantisation.NONE,
+    scales: ChannelScales | None = None,
+) -> None:
+    """Write tokens into the planes of one layer.
+
+    Args:
+        key: ``[tokens, kv_heads, head_dim]``, bfloat16 or float16, any strides.
+        value: the same shape and dtype.
+        planes: of the layer's pages.
+        slots: int32 ``[tokens]``, of :func:`plane_slots`; negative: the token is not written. With
+            C8D, the scales of such tokens fall into token 0 of block 0, which no sequence may own.
+        quantisation: of the pages.
+        scales: C8S: the layer's.
+    """
+    if quantisation is Quantisation.C8D:
+        key, value = _dynamic(key, value, planes, slots)
+    elif quantisation is Quantisation.C8S:
+        if scales is None:
+            raise ValueError("c8s pages need channel scales; give the layer's.")
+        key, value = _static(key, scales.key_inverse), _static(value, scales.value_inverse)
+    torch_npu.npu_scatter_pa_kv_cache(
+        key.contiguous(),
+        value.contiguous(),
+        planes.key.flatten(1, 2),  # [P, kv_heads * head_dim / C0, block_size, C0]
+        planes.value.flatten(1, 2),
+        slots,
+        cache_mode="PA_NZ",
+    )
+
+
+def _static(rows: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    """Return int8 codes of ``[tokens, kv_heads, head_dim]`` with one scale per channel.
+
+    The operator wants scales of the rows' type. Reciprocals in bfloat16 would be off by as much as
+    half a code, so the rows become float32, in the copy that makes them contiguous.
+    """
+    wide = rows.to(torch.float32).flatten(1)
+    codes: torch.Tensor = torch_npu.npu_quantize(wide, inverse, None, torch.qint8, -1, False)
+    return codes.view(rows.shape)
+
+
+def _dynamic(
+    key: torch.Tensor, value: torch.Tensor, planes: Planes, slots: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Write the scales of rows that get one each, and return their codes."""
+    tokens, heads, head_dim = key.shape
+    rows = torch.empty((2, tokens, heads, head_dim), dtype=key.dtype, device=key.device)
+    rotate(key, out=rows[0])
+    rows[1].copy_(value)
+    codes, scales = torch_npu.npu_dynamic_quant(rows.view(-1, head_dim))
+    _put_scales(planes, slots, scales.view(2, tokens, heads))
+    key_codes, value_codes = codes.view(2, tokens, heads, head_dim)
+    return key_codes, value_codes
+
+
+def _put_scales(planes: Planes, slots: torch.Tensor, scales: torch.Tensor) -> None:
+    """Store float32 ``[2 (K, V), tokens, kv_heads]``."""
+    assert planes.scales is not None
+    _, heads, size = planes.scales.shape
+    device = scales.device
+    slots = slots.clamp(min=0).to(torch.int64)
+    plane = torch.div(slots, size, rounding_mode="floor")
+    offset = slots - plane * size
+    both = torch.arange(2, device=device)[:, None] + plane  # [2, tokens]
+    index = (both[:, :, None], torch.arange(heads, device=device), offset[:, None])
+    planes.scales.index_put_(index, scales)

@@ -21,6 +21,13 @@ def apply_worker_patches() -> None:
     _keep_kv_scales_from_models()
 
 
+def apply_npu_patches() -> None:
+    """Apply the patches that only workers of NPUs need; safe to call more than once."""
+    from .compat_npu import apply
+
+    apply()
+
+
 def _refuse_out_of_vocabulary_prompts() -> None:
     """Refuse prompt ids beyond the model's vocabulary as a request error.
 

@@ -1,8 +1,4 @@
-"""The platform of an Ascend NPU: what vLLM asks before a worker exists.
-
-The NPU's worker and operators are not part of this version: configuring an engine on it fails
-with a sentence that says so.
-"""
+"""The platform of an Ascend NPU: what vLLM asks before a worker exists."""
 
 from __future__ import annotations
 
@@ -12,16 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.platforms.interface import DeviceCapability, Platform, PlatformEnum
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from ascend_plugin.config import ConfigError
-from ascend_plugin.device import DEVICE_VARIABLE
 
 from .common import configure
+from .kv_cache import configure_kv_cache
+from .npu_config import configure_engine
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.config.kernel import IrOpPriorityConfig
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.attention.selector import AttentionSelectorConfig
 
 logger = logging.getLogger(__name__)
+
+ATTENTION_BACKEND = "ascend_plugin.attention.npu.AscendNPUAttentionBackend"
+COMMUNICATOR = "ascend_plugin.worker.npu_communicator.AscendCommunicator"
 
 
 def _npu() -> Any:
@@ -40,30 +44,105 @@ class AscendNPUPlatform(Platform):
     ray_device_key = "NPU"
     dist_backend = "hccl"
     device_control_env_var = "ASCEND_RT_VISIBLE_DEVICES"
+    # Inductor has no code generator for NPUs here; graphs and fused operators do its work.
     simple_compile_backend = "eager"
 
     @property
     def supported_dtypes(self) -> list[torch.dtype]:
-        """Types the cube unit of the 910B multiplies, preferred first."""
-        return [torch.bfloat16, torch.float16, torch.float32]
+        """Types that the fused attention takes, preferred first."""
+        return [torch.bfloat16, torch.float16]
+
+    @classmethod
+    def pre_register_and_update(cls, parser: FlexibleArgumentParser | None = None) -> None:
+        """Make ``--attention-backend CUSTOM`` name the plugin's backend."""
+        register_attention_backend()
+        super().pre_register_and_update(parser)
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
-        """Refuse to start: this version has no worker for the NPU.
+        """Check the plugin's settings and choose its worker.
 
         Raises:
-            ConfigError: always, after the plugin's own settings were checked.
+            ConfigError: settings that an NPU cannot serve.
         """
-        configure(vllm_config, "npu")
-        raise ConfigError(
-            "ascend-plugin found an NPU, but this version has no NPU worker yet: it serves on "
-            f"CPUs. Set {DEVICE_VARIABLE}=cpu in the environment to serve on this machine's CPU."
-        )
+        config = configure(vllm_config, "npu")
+        configure_kv_cache(vllm_config, config.kv_cache)
+        configure_engine(vllm_config, config)
 
     @classmethod
     def import_kernels(cls) -> None:
         """Import torch_npu, which registers its operators; vLLM has none for this device."""
         _npu()
+
+    @classmethod
+    def import_ir_kernels(cls) -> None:
+        """Register the NPU's implementations of vLLM's IR operators beside vLLM's."""
+        super().import_ir_kernels()
+        from ascend_plugin.worker import npu_layers  # noqa: F401
+
+    @classmethod
+    def get_default_ir_op_priority(cls, vllm_config: VllmConfig) -> IrOpPriorityConfig:
+        """Prefer fused norms; ``--ir-op-priority`` overrides."""
+        from vllm.config.kernel import IrOpPriorityConfig
+
+        from ascend_plugin.worker.npu_layers import PROVIDER
+
+        order = [PROVIDER, "native"]
+        return IrOpPriorityConfig.with_default(["native"], rms_norm=order, fused_add_rms_norm=order)
+
+    @classmethod
+    def register_triton_kernel_overrides(cls) -> None:
+        """Replace the Triton kernels of the model runner, which have no Triton here."""
+        from ascend_plugin.worker.npu_kernels import register
+
+        register()
+
+    @classmethod
+    def get_attn_backend_cls(
+        cls,
+        selected_backend: AttentionBackendEnum | None,
+        attn_selector_config: AttentionSelectorConfig,
+        num_heads: int | None = None,
+    ) -> str:
+        """Return the plugin's backend.
+
+        Raises:
+            ConfigError: a layer that it does not serve; vLLM has no other for this device.
+        """
+        reasons = _why_not(selected_backend, attn_selector_config)
+        if reasons:
+            raise ConfigError(
+                f"attention of this model is not served on an NPU: {', '.join(reasons)}. The fused "
+                "operators take bfloat16 and float16, head dimensions 64 and 128, and blocks of "
+                "16 to 256 tokens in steps of 16. Set ASCEND_PLUGIN_DEVICE=cpu to serve on the CPU."
+            )
+        register_attention_backend()
+        return ATTENTION_BACKEND
+
+    @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        """Return the communicator over hccl."""
+        return COMMUNICATOR
+
+    @classmethod
+    def use_custom_op_collectives(cls) -> bool:
+        """Collectives stay opaque operators under torch.compile."""
+        return True
+
+    @classmethod
+    def get_punica_wrapper(cls) -> str:
+        """Return vLLM's LoRA operators in plain torch, which run on any device."""
+        return "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
+
+    @classmethod
+    def get_static_graph_wrapper_cls(cls) -> str:
+        """Return vLLM's wrapper, which captures with the graphs that the worker names."""
+        return "vllm.compilation.cuda_graph.CUDAGraphWrapper"
+
+    @classmethod
+    def support_static_graph_mode(cls) -> bool:
+        """Decode runs from captured graphs."""
+        return True
 
     @classmethod
     def get_device_capability(cls, device_id: int = 0) -> DeviceCapability | None:
@@ -74,6 +153,11 @@ class AscendNPUPlatform(Platform):
     def get_device_name(cls, device_id: int = 0) -> str:
         """Return the chip's name, such as ``Ascend910B4``."""
         return str(_npu().get_device_name(device_id))
+
+    @classmethod
+    def get_device_uuid(cls, device_id: int = 0) -> str:
+        """Return a name of the device that is the same in every process of this machine."""
+        return f"npu-{cls.device_id_to_physical_device_id(device_id)}"
 
     @classmethod
     def get_device_total_memory(cls, device_id: int = 0) -> int:
@@ -103,16 +187,16 @@ class AscendNPUPlatform(Platform):
 
     @classmethod
     def check_if_supports_dtype(cls, dtype: torch.dtype) -> None:
-        """Refuse types that the cube unit does not multiply.
+        """Refuse types that the fused attention does not take.
 
         Raises:
-            ValueError: another type than bfloat16, float16 or float32.
+            ValueError: another type than bfloat16 or float16.
         """
-        allowed = (torch.bfloat16, torch.float16, torch.float32)
+        allowed = (torch.bfloat16, torch.float16)
         if dtype not in allowed:
             raise ValueError(
-                f"{dtype} does not run on an NPU; allowed are {', '.join(map(str, allowed))}. "
-                "Change --dtype."
+                f"{dtype} is not served on an NPU: its fused attention takes "
+                f"{', '.join(map(str, allowed))}. Change --dtype."
             )
 
     @classmethod
@@ -122,7 +206,11 @@ class AscendNPUPlatform(Platform):
 
     @classmethod
     def opaque_attention_op(cls) -> bool:
-        """Attention stays one opaque operator under torch.compile."""
+        """Attention stays one opaque operator under torch.compile.
+
+        Otherwise Dynamo would trace it while there is no batch, and every answer would be silently
+        computed with the zeros of the warm-up.
+        """
         return True
 
     @classmethod
@@ -134,3 +222,31 @@ class AscendNPUPlatform(Platform):
     def num_compute_units(cls, device_id: int = 0) -> int:
         """Return the number of AI cores (cube units)."""
         return int(getattr(_npu().get_device_properties(device_id), "cube_core_num", 0))
+
+
+def register_attention_backend() -> None:
+    """Register the plugin's backend as ``CUSTOM``. Idempotent."""
+    from vllm.v1.attention.backends.registry import register_backend
+
+    register_backend(AttentionBackendEnum.CUSTOM, ATTENTION_BACKEND)
+
+
+def _why_not(selected: AttentionBackendEnum | None, selector: AttentionSelectorConfig) -> list[str]:
+    """Return why a layer cannot be served; empty: it can."""
+    from vllm.v1.attention.backend import AttentionType
+
+    from ascend_plugin.attention.npu import AscendNPUAttentionBackend
+
+    if selected is not None and selected != AttentionBackendEnum.CUSTOM:
+        return [f"--attention-backend {selected.name} was asked for"]
+    attn_type = AttentionType(selector.attn_type).value
+    reasons = AscendNPUAttentionBackend.validate_configuration(
+        device_capability=None, **selector._replace(attn_type=attn_type)._asdict()
+    )
+    described = {
+        "head_size not supported": f"head size {selector.head_size}",
+        "block_size not supported": f"block size {selector.block_size}",
+        "dtype not supported": f"dtype {selector.dtype}",
+        "kv_cache_dtype not supported": f"KV cache dtype {selector.kv_cache_dtype}",
+    }
+    return [f"{described[r]} not supported" if r in described else r for r in reasons]

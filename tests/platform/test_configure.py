@@ -72,20 +72,18 @@ def test_a_broken_torch_npu_is_told_once_and_refused_if_asked_for(
     assert f"asks for device 'npu', but {reason}" in results[2][1]
 
 
-def test_an_npu_is_found_and_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_an_npu_is_found_and_gets_its_worker(tmp_path: Path) -> None:
     path = write_module(tmp_path, "torch_npu", TORCH_NPU.format(count=1))
-    results, _ = _configure({}, {"device": "cpu"}, {"device": "npu"}, path=(path,))
+    settings = ({}, {"device": "cpu"}, {"device": "npu"}, {"ops": {"implementation": "reference"}})
+    results, _ = _configure(*settings, path=(path,))
     assert {platform for platform, _ in results} == {"AscendNPUPlatform"}
-    sentence = (
-        "ascend-plugin found an NPU, but this version has no NPU worker yet: it serves on CPUs. "
-        "Set ASCEND_PLUGIN_DEVICE=cpu in the environment to serve on this machine's CPU."
-    )
-    assert sentence in results[0][1]
+    worker = "ascend_plugin.worker.npu.AscendNPUWorker"
+    assert [results[0][1], results[2][1]] == [worker, worker]
     assert (
         "asks for device 'cpu', but vLLM has already chosen the NPU (torch_npu sees 1 NPU(s)). "
         "Set ASCEND_PLUGIN_DEVICE=cpu in the environment."
     ) in results[1][1]
-    assert sentence in results[2][1]
+    assert "ops.implementation='reference' is for CPUs" in results[3][1]
 
 
 def test_the_kill_switch_serves_on_the_cpu(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""What is checked and set when vLLM configures an engine for an NPU."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from ascend_plugin.config import ConfigError, KVCacheConfig, PluginConfig
+from ascend_plugin.device import DEVICE_VARIABLE
+
+if TYPE_CHECKING:
+    from vllm.config import CompilationConfig, VllmConfig
+
+logger = logging.getLogger(__name__)
+
+WORKER = "ascend_plugin.worker.npu.AscendNPUWorker"
+
+
+def configure_engine(vllm_config: VllmConfig, config: PluginConfig) -> None:
+    """Refuse what an NPU cannot serve, before a worker exists, and set what it needs.
+
+    Raises:
+        ConfigError: a setting that an NPU cannot serve.
+    """
+    _refuse(vllm_config, config)
+    # The V2 runner exists only with a working Triton; a machine that has one must not silently run
+    # code that the plugin was not tested with.
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    # A forked process cannot use the driver that its parent has opened.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+    parallel = vllm_config.parallel_config
+    if parallel.worker_cls == "auto":
+        parallel.worker_cls = WORKER
+    parallel.disable_custom_all_reduce = True
+    _use_host_lengths(vllm_config)
+    _configure_compilation(vllm_config.compilation_config)
+
+
+def _refuse(vllm_config: VllmConfig, config: PluginConfig) -> None:
+    _refuse_patches(config.kv_cache)
+    if config.ops.implementation != "auto":
+        raise ConfigError(
+            f"ops.implementation={config.ops.implementation!r} is for CPUs; the operators of an "
+            "NPU have one implementation. Use 'auto'."
+        )
+    model = vllm_config.model_config
+    if model is None:
+        return
+    if model.dtype == torch.float32:
+        raise ConfigError(
+            "dtype float32 is not served on an NPU: its fused attention takes bfloat16 and "
+            f"float16. Set --dtype bfloat16, or {DEVICE_VARIABLE}=cpu to serve on the CPU."
+        )
+    if model.use_mla:
+        raise ConfigError(
+            "multi-head latent attention (MLA) is not served on an NPU by this version. Set "
+            f"{DEVICE_VARIABLE}=cpu to serve on the CPU."
+        )
+
+
+def _refuse_patches(kv_cache: KVCacheConfig) -> None:
+    if "c8p" in {kv_cache.variant, *kv_cache.layers.values()}:
+        raise ConfigError(
+            "kv_cache asks for c8p, but no operator of the NPU reads its patches. Set "
+            "kv_cache.variant to 'c8s' (static scales) or 'c8d' (computed as tokens are written)."
+        )
+
+
+def _use_host_lengths(vllm_config: VllmConfig) -> None:
+    """Keep exact lengths on the host, where the fused attention wants them.
+
+    With drafts scheduled ahead of their verification, only the device would know how many were
+    accepted, and every step would have to wait for it.
+    """
+    scheduler = vllm_config.scheduler_config
+    if vllm_config.speculative_config is not None and scheduler.async_scheduling:
+        logger.info("Asynchronous scheduling is switched off: speculation needs exact lengths.")
+        scheduler.async_scheduling = False
+
+
+def _configure_compilation(compilation: CompilationConfig) -> None:
+    if compilation.backend not in ("", "eager"):
+        logger.info(
+            "Compilation backend %r has no code generator for NPUs; 'eager' is used, which cuts "
+            "the model into graphs.",
+            compilation.backend,
+        )
+    compilation.backend = "eager"
+    # Passes that fuse operators call kernels of other devices, and fail to import without them.
+    for name, value in vars(compilation.pass_config).items():
+        if value is True and name.startswith(("fuse_", "enable_")):
+            setattr(compilation.pass_config, name, False)

@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import sys
+from dataclasses import asdict
 from typing import Any
 
 
@@ -34,6 +35,8 @@ class EngineKeeper:
     def __init__(self) -> None:
         self.settings: dict[str, Any] | None = None
         self.llm: Any = None
+        #: What graphs had done before the engine started.
+        self.graphs: dict[str, int] = {}
 
     def serve(self, job: dict[str, Any]) -> dict[str, Any]:
         """Answer a job: the outputs of each of its runs, and what the engine is made of."""
@@ -58,6 +61,7 @@ class EngineKeeper:
     def start(self, settings: dict[str, Any]) -> None:
         from vllm import LLM
 
+        self.graphs = _graph_counts()
         self.llm = LLM(**settings, disable_log_stats=False, seed=0)
         self.settings = settings
 
@@ -90,12 +94,11 @@ class EngineKeeper:
         if run.get("score"):
             params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
             return {"scores": [_scores(o) for o in self.llm.generate(prompts, params)]}
+        options = {"temperature": 0.0, "logprobs": 2, **run.get("sampling", {})}
+        if "logit_bias" in options:  # JSON has no numbers as keys
+            options["logit_bias"] = {int(key): v for key, v in options["logit_bias"].items()}
         params = SamplingParams(
-            temperature=0.0,
-            max_tokens=run["max_tokens"],
-            logprobs=2,
-            ignore_eos=True,
-            detokenize=False,
+            max_tokens=run["max_tokens"], ignore_eos=True, detokenize=False, **options
         )
         try:
             outputs = self.llm.generate(prompts, params, use_tqdm=False)
@@ -124,6 +127,13 @@ class EngineKeeper:
             hashlib.sha256(cache[blocks].contiguous().view(torch.uint8).numpy()).hexdigest()
             for cache in self._runner().kv_caches
         ]
+
+    def _graphs(self) -> dict[str, dict[str, int]]:
+        """What captured graphs did for this engine so far; nothing on a CPU."""
+        counts = _graph_counts()
+        return (
+            {"graphs": {k: v - self.graphs.get(k, 0) for k, v in counts.items()}} if counts else {}
+        )
 
     def _runner(self) -> Any:
         core = self.llm.llm_engine.engine_core.engine_core
@@ -157,6 +167,7 @@ class EngineKeeper:
             "num_blocks": core.vllm_config.cache_config.num_gpu_blocks,
             "batched_tokens": core.vllm_config.scheduler_config.max_num_batched_tokens,
             "implementations": _implementations(),
+            **self._graphs(),
         }
 
 
@@ -170,6 +181,14 @@ def _counters() -> dict[str, list[int]]:
         known = totals.get(variant, [0] * len(counts))
         totals[variant] = [a + b for a, b in zip(known, counts, strict=True)]
     return totals
+
+
+def _graph_counts() -> dict[str, int]:
+    """What captured graphs did so far in this process, on an NPU."""
+    if "ascend_plugin.graph.npu" not in sys.modules:
+        return {}
+    counts: dict[str, int] = asdict(sys.modules["ascend_plugin.graph.npu"].counts)
+    return counts
 
 
 def _implementations() -> dict[str, list[str]]:

@@ -1,0 +1,99 @@
+"""Norms, activation, rotary embedding and linear layers on the NPU, against plain torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def _near(got: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(got.cpu().float(), want.float(), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 64), (5, 128), (7, 3, 128)], ids=str)
+def test_norms(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    from ascend_plugin.ops.npu import elementwise
+
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, *shape).to(dtype)
+    weight = torch.randn(shape[-1]).to(dtype)
+    norm = torch.nn.functional.rms_norm
+    on_device = (x.to(device), weight.to(device))
+    _near(elementwise.rms_norm(*on_device, 1e-6), norm(x.float(), shape[-1:], weight.float(), 1e-6))
+    got, total = elementwise.add_rms_norm(
+        x.to(device), residual.to(device), weight.to(device), 1e-6
+    )
+    _near(total, x.float() + residual.float())
+    _near(got, norm(x.float() + residual.float(), shape[-1:], weight.float(), 1e-6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_swiglu(dtype: torch.dtype, device: torch.device) -> None:
+    from ascend_plugin.ops.npu import elementwise
+
+    x = torch.randn(5, 96).to(dtype)
+    gate, up = x.float().chunk(2, -1)
+    _near(elementwise.swiglu(x.to(device)), torch.nn.functional.silu(gate) * up)
+
+
+@pytest.mark.parametrize("neox", [True, False])
+@pytest.mark.parametrize("rotary_dim", [128, 64])
+def test_rotary_takes_slices_of_a_projection(
+    rotary_dim: int, neox: bool, device: torch.device
+) -> None:
+    from ascend_plugin.ops.npu import elementwise
+
+    torch.manual_seed(0)
+    head_dim, heads, kv_heads = 128, 4, 2
+    wide = torch.randn(6, (heads + 2 * kv_heads) * head_dim).to(torch.bfloat16)
+    sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
+    angles = torch.randn(40, rotary_dim // 2)
+    cache = torch.cat((angles.cos(), angles.sin()), -1).to(torch.bfloat16)
+    positions = torch.tensor([0, 7, 39, 3, 3, 1])
+    query, key, _ = wide.to(device).split(sizes, -1)
+    found = elementwise.rotary(
+        positions.to(device), query, key, cache.to(device), head_dim, neox=neox
+    )
+    cos, sin = cache[positions].float()[:, None].chunk(2, -1)
+    for got, rows in zip(found, wide.split(sizes, -1)[:2], strict=True):
+        assert got.is_contiguous()
+        x = rows.float().unflatten(-1, (-1, head_dim))
+        turned, rest = x[..., :rotary_dim], x[..., rotary_dim:]
+        if neox:
+            a, b = turned.chunk(2, -1)
+            turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+        else:
+            a, b = turned[..., ::2], turned[..., 1::2]
+            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+        _near(got, torch.cat((turned, rest), -1).flatten(-2))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_in_nz_order_mean_the_same(bias: bool, device: torch.device) -> None:
+    import torch_npu
+
+    from ascend_plugin.ops.npu import linear
+
+    torch.manual_seed(0)
+    weight = torch.randn(96, 64).to(torch.bfloat16)
+    x = torch.randn(5, 64).to(torch.bfloat16)
+    shift = torch.randn(96).to(torch.bfloat16) if bias else None
+    ordered = linear.to_nz(weight.to(device))
+    assert torch_npu.get_npu_format(ordered) == linear.FORMAT_NZ
+    assert torch.equal(ordered.cpu(), weight)
+    got = linear.linear(x.to(device), ordered, None if shift is None else shift.to(device))
+    want = torch.nn.functional.linear(
+        x.float(), weight.float(), None if shift is None else shift.float()
+    )
+    torch.testing.assert_close(got.cpu().float(), want, atol=0.1, rtol=2e-2)
+
+
+@pytest.mark.parametrize("shape", [(90, 64), (16,)], ids=str)
+def test_weights_that_are_no_fractals_stay(shape: tuple[int, ...], device: torch.device) -> None:
+    from ascend_plugin.ops.npu import linear
+
+    weight = torch.zeros(shape, dtype=torch.bfloat16, device=device)
+    assert linear.to_nz(weight) is weight

@@ -130,7 +130,10 @@ void background_loop() {
       const auto &queue = stream->queue;
       const bool remote = std::any_of(queue.begin(), queue.end(),
                                       [](const TaskPointer &task) { return task->remote(); });
-      for (int i = 0; remote && i < 1000 && advance_towards(lock, stream, 0); ++i) {
+      // What it waits for may be on a stream that nobody knows to be the producer: the value of an
+      // external event, which a graph's update writes.
+      for (int i = 0; remote && i < 1000; ++i) {
+        if (!advance_towards(lock, stream, 0) && !advance_any(lock, stream)) break;
       }
     }
   }
@@ -222,4 +225,15 @@ SIM_API int64_t sim_counter(const char *name) {
   };
   auto found = numbers.find(name);
   return found == numbers.end() ? -1 : found->second;
+}
+
+// For a debugger attached to a process that hangs: call (char *)sim_describe().
+SIM_API const char *sim_describe() {
+  static auto *text = new std::string;
+  sim::Lock lock(sim::g_mutex);
+  text->clear();
+  for (sim::Stream *stream : sim::all_streams()) {
+    *text += sim::describe_block(stream) + sim::format(" (%zu queued)\n", stream->queue.size());
+  }
+  return text->c_str();
 }

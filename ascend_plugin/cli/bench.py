@@ -18,6 +18,7 @@ from ascend_plugin.cli.output import clean_stdout, progress, remark, table_conso
 
 if TYPE_CHECKING:
     from ascend_plugin.bench.attention.rows import AttentionRow
+    from ascend_plugin.bench.npu_cost.settings import Settings as CostSettings
     from ascend_plugin.bench.serve.runner import Settings as ServeSettings
 
 app = typer.Typer(no_args_is_help=True)
@@ -98,6 +99,26 @@ def serve(
     _measure_serving(model or list(DEFAULT_MODELS), settings, as_json)
 
 
+@app.command()
+def npu_cost(
+    model: options.CostModel = "qwen3-8b",
+    variant: options.CostVariant = "bf16",
+    batch: options.CostBatch = 8,
+    context: options.CostContext = 4096,
+    graphs: options.CostGraphs = "full",
+    as_json: options.AsJson = False,
+) -> None:
+    """Count launches and bytes of a layer's decode step, on a simulated NPU; time it on a real one.
+
+    Beside them a roofline of the chip, and the same for vLLM's own chain of operators.
+    """
+    from ascend_plugin.bench.npu_cost.models import resolve_geometry
+    from ascend_plugin.bench.npu_cost.settings import Settings
+
+    geometry = resolve_geometry(model)
+    _count_costs(Settings(geometry, variant, batch, context, graphs), as_json)
+
+
 def _measure_attention(
     wanted: list[cases.Case], settings: AttentionSettings, plot: Path | None, as_json: bool
 ) -> list[AttentionRow]:
@@ -142,6 +163,24 @@ def _measure_serving(names: list[str], settings: ServeSettings, as_json: bool) -
             write_json(stdout, [asdict(row) for row in outcome.rows], meta)
         else:
             table_console(stdout).print(tables.serve_table(outcome.rows, meta))
+
+
+def _count_costs(settings: CostSettings, as_json: bool) -> None:
+    from ascend_plugin.bench.npu_cost import runner
+    from ascend_plugin.cli import tables
+
+    with (
+        clean_stdout() as stdout,
+        tempfile.TemporaryDirectory(prefix="ascend-plugin-bench-") as folder,
+    ):
+        load = machine.load_average()
+        with progress() as report:
+            outcome = runner.run(settings, Path(folder), report)
+        meta = machine.describe(1, None, load) | outcome.method
+        if as_json:
+            write_json(stdout, [asdict(row) for row in outcome.rows], meta)
+        else:
+            table_console(stdout).print(tables.cost_table(outcome.rows, meta))
 
 
 def _load_average() -> float:

@@ -88,3 +88,15 @@ ServeScales = Annotated[
 Eager = Annotated[
     bool, typer.Option("--eager/--compile", help="Without or with torch.compile (slower start).")
 ]
+
+CostModel = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR|smollm2-135m|llama-3.1-8b|qwen3-8b|qwen3-32b",
+        help="Folder with config.json, or a published shape; weights are random.",
+    ),
+]
+CostVariant = Annotated[str, typer.Option(metavar="bf16|c8s|c8d", help="How the cache is held.")]
+CostBatch = Annotated[int, typer.Option(help="Sequences of the decode step.")]
+CostContext = Annotated[int, typer.Option(help="Tokens of each sequence.")]
+CostGraphs = Annotated[str, typer.Option(metavar="none|piecewise|full", help="What is captured.")]

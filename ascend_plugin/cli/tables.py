@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from ascend_plugin.bench.attention.rows import AttentionRow
+from ascend_plugin.bench.npu_cost.rows import CostRow
 from ascend_plugin.bench.serve.runner import ServeRow
 
 
@@ -59,6 +60,34 @@ def serve_table(rows: Sequence[ServeRow], meta: Mapping[str, object]) -> Table:
             _number(row.stock_ttft_ms),
             f"{row.ttft_ratio_vs_stock:.2f}×",
             f"{row.tokens_equal_prefix} of {row.tokens_compared}",
+            row.note or "",
+        )
+    return table
+
+
+def cost_table(rows: Sequence[CostRow], meta: Mapping[str, object]) -> Table:
+    """Return the table of ``bench npu-cost``."""
+    where = "simulated NPU; times are estimates" if meta["simulated"] else "this machine's NPU"
+    table = _table(f"decode step, {where}, per layer and for all layers")
+    for name in ("model", "phase", "graphs"):
+        table.add_column(name)
+    counted = ("batch", "context", "layers", "launches/layer", "MB/layer", "MB/token")
+    for name in (*counted, "estimated µs", "measured µs"):
+        table.add_column(name, justify="right")
+    table.add_column("bound")
+    table.add_column("note")
+    for row in rows:
+        table.add_row(
+            row.model,
+            f"{row.phase} {row.variant}",
+            row.graphs,
+            *(str(count) for count in (row.batch, row.context, row.layers)),
+            _number(row.launches_per_layer),
+            f"{row.bytes_per_layer / 1e6:.3f}",
+            f"{row.bytes_per_token / 1e6:.1f}",
+            _number(row.estimated_us),
+            _number(row.measured_us),
+            row.bound,
             row.note or "",
         )
     return table

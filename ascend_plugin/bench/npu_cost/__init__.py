@@ -1,0 +1,1 @@
+"""``bench npu-cost``: launches, bytes and a roofline of a decode step, layer by layer."""

@@ -1,0 +1,103 @@
+"""The result of ``bench npu-cost``. No import of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ascend_plugin.bench.npu_cost.chip import Bound, Chip, estimate
+from ascend_plugin.bench.npu_cost.models import Geometry
+from ascend_plugin.bench.npu_cost.trace import Work, Works
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """One row of the result; docs in benchmarks/README.md."""
+
+    model: str
+    phase: str
+    variant: str
+    graphs: str
+    batch: int
+    context: int
+    layers: int
+    launches_per_layer: int | None
+    bytes_per_layer: int
+    bytes_per_token: int
+    bound: Bound
+    estimated_us: float
+    measured_us: float | None
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a row is about.
+
+    Attributes:
+        geometry: of the model.
+        phase: of the engine.
+        variant: of the KV cache.
+        graphs: what runs in the end.
+        batch: sequences.
+        context: tokens of each.
+        note: to the row.
+    """
+
+    geometry: Geometry
+    phase: str
+    variant: str
+    graphs: str
+    batch: int
+    context: int
+    note: str | None = None
+
+
+def traced_row(case: Case, layer: Works, chip: Chip) -> CostRow:
+    """Return the row of a layer whose launches are known."""
+    launches = sum(work.launches for work in layer.values())
+    return _row(case, layer, chip, launches, None)
+
+
+def measured_row(case: Case, chip: Chip, layer_us: float) -> CostRow:
+    """Return the row of a layer whose time is measured, and whose bytes the geometry tells."""
+    return _row(case, geometry_work(case), chip, None, layer_us * case.geometry.layers)
+
+
+def geometry_work(case: Case) -> Works:
+    """Return the work of a layer's matrices and attention, as the shapes tell it.
+
+    Activations are left out.
+    """
+    shape = case.geometry
+    weights = shape.layer_weight_bytes()
+    tokens, rows = case.batch * case.context, 2 * shape.kv_heads
+    token = rows * shape.head_dim * (2 if case.variant == "bf16" else 1)
+    token += rows * 4 if case.variant == "c8d" else 0  # a float32 scale for each row
+    return {
+        "matrices": Work(4, weights, case.batch * weights),  # two operations per 2-byte weight
+        "attention": Work(1, tokens * token, shape.attention_flops(case.batch, case.context)),
+    }
+
+
+def _row(
+    case: Case, layer: Works, chip: Chip, launches: int | None, measured_us: float | None
+) -> CostRow:
+    layers = case.geometry.layers
+    moved = sum(work.bytes for work in layer.values())
+    found = estimate(layer.values(), chip)
+    return CostRow(
+        model=case.geometry.name,
+        phase=case.phase,
+        variant=case.variant,
+        graphs=case.graphs,
+        batch=case.batch,
+        context=case.context,
+        layers=layers,
+        launches_per_layer=launches,
+        bytes_per_layer=round(moved),
+        bytes_per_token=round(moved * layers / case.batch),
+        bound=found.bound,
+        estimated_us=round(found.us * layers, 1),
+        measured_us=None if measured_us is None else round(measured_us, 1),
+        note=case.note,
+    )

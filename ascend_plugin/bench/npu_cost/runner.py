@@ -1,0 +1,290 @@
+"""Runs ``bench npu-cost``: engines in a process of their own, on a simulated or a real NPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ascend_plugin.bench.errors import BenchError
+from ascend_plugin.bench.npu_cost import trace
+from ascend_plugin.bench.npu_cost.chip import ASCEND_910C_DIE
+from ascend_plugin.bench.npu_cost.messages import Job, Probe, Probed, to_json
+from ascend_plugin.bench.npu_cost.rows import Case, CostRow, measured_row, traced_row
+from ascend_plugin.bench.npu_cost.settings import (
+    DEPTHS,
+    Settings,
+    check_size,
+    simulated_contexts,
+    simulated_probes,
+    timed_probes,
+)
+from ascend_plugin.ops import sim
+from ascend_plugin.ops.sim.options import OPTIONS_VARIABLE
+from ascend_plugin.versions import tested_versions
+
+Report = Callable[[str], None]
+
+_MEMORY = 32 << 30
+_LOG_LINES = 12
+_MORE_LAYERS = DEPTHS[1] - DEPTHS[0]
+
+DECODE, NAIVE = "decode", "decode, naive"
+PHASES = (DECODE, NAIVE)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Rows, and how they came about."""
+
+    rows: list[CostRow]
+    method: dict[str, object]
+
+
+def run(settings: Settings, scratch: Path, report: Report) -> Outcome:
+    """Count a decode step of the plugin and of the naive chain.
+
+    Args:
+        settings: what to count.
+        scratch: folder for configurations, traces and logs.
+        report: gets a line for each part.
+
+    Raises:
+        BenchError: an engine does not run; the message has its last lines.
+    """
+    if not simulated():
+        return _measure(settings, scratch, report)
+    check_size(settings.geometry)
+    path = scratch / "trace.jsonl"
+    environment = _simulated_environment(path, report)
+    report(f"{settings.geometry.name} {settings.variant}: engines on a simulated NPU")
+    found = _ask(Job(_probes(simulated_probes, settings, scratch), str(path)), environment, scratch)
+    half = len(found) // len(PHASES)
+    rows, method = [], _method(settings) | _counting(settings)
+    for i, phase in enumerate(PHASES):
+        row, told = _trace_phase(settings, phase, path, found[i * half : (i + 1) * half])
+        rows.append(row)
+        method[phase] = told
+    return Outcome(rows, method)
+
+
+def _probes(
+    make: Callable[[Settings, bool, Path], tuple[Probe, ...]], settings: Settings, scratch: Path
+) -> tuple[Probe, ...]:
+    return tuple(probe for phase in PHASES for probe in make(settings, phase == NAIVE, scratch))
+
+
+def simulated() -> bool:
+    """Return whether there is no real NPU, so that a simulated one is counted."""
+    if os.environ.get(OPTIONS_VARIABLE):
+        return True
+    from ascend_plugin.device import detect_device
+
+    return detect_device().kind != "npu"
+
+
+def _trace_phase(
+    settings: Settings, phase: str, path: Path, found: list[Probed]
+) -> tuple[CostRow, dict[str, object]]:
+    steps = [_steady_step(path, each) for each in found]
+    contexts = simulated_contexts(settings.context)
+    depths = len(DEPTHS)
+    layers = [
+        trace.per_layer(steps[depths * i], steps[depths * i + 1], _MORE_LAYERS)
+        for i in range(len(contexts))
+    ]
+    layer = layers[0]
+    if len(contexts) > 1:
+        near, far = zip(contexts, layers, strict=True)
+        layer = trace.at_context(near, far, settings.context)
+    flops = settings.geometry.attention_flops(settings.batch, settings.context)
+    layer = trace.with_attention(layer, flops)
+    row = traced_row(_case(settings, phase, found[-1]), layer, ASCEND_910C_DIE)
+    return row, _told(steps, layer, found)
+
+
+def _steady_step(path: Path, found: Probed) -> trace.Works:
+    """Return the last step's work; the one before it must have launched the same.
+
+    Raises:
+        BenchError: it did not.
+    """
+    before, last = (trace.read_step(path, *place) for place in found.steps[-2:])
+    counts = [{name: work.launches for name, work in step.items()} for step in (before, last)]
+    if counts[0] != counts[1]:
+        raise BenchError(
+            f"two decode steps after each other launched {counts[0]} and {counts[1]}; there is no "
+            "number per step. Please report this."
+        )
+    return last
+
+
+def _told(steps: list[trace.Works], layer: trace.Works, found: list[Probed]) -> dict[str, object]:
+    """Return what the meta object says about one phase."""
+    outside = sum(work.launches for work in steps[-2].values())
+    outside -= DEPTHS[0] * sum(work.launches for work in layer.values())
+    return {
+        "operators_per_layer": {
+            name.removeprefix("aclnn"): {
+                "launches": work.launches,
+                "bytes": round(work.bytes),
+                "flops": round(work.flops),
+            }
+            for name, work in layer.items()
+        },
+        "launches_outside_of_layers": outside,
+        "attention": list(found[-1].attention),
+        "implementations": found[-1].implementations,
+        "step_us_of_the_simulator": {
+            "meaning": "none: events of a simulated device, which this machine's CPU computes",
+            "last_steps": [each.step_us[-1] for each in found],
+        },
+    }
+
+
+def _case(settings: Settings, phase: str, found: Probed) -> Case:
+    asked = "none" if phase == NAIVE else settings.graphs
+    note = None
+    if found.graphs != asked:
+        note = f"{asked} graphs were asked for; this attention is captured as {found.graphs}"
+    return Case(
+        settings.geometry,
+        phase,
+        settings.variant,
+        found.graphs,
+        settings.batch,
+        settings.context,
+        note,
+    )
+
+
+def _measure(settings: Settings, scratch: Path, report: Report) -> Outcome:
+    """Time a decode step on hardware. Never run there yet."""
+    report(f"{settings.geometry.name} {settings.variant}: engines on this machine's NPU")
+    probes = _probes(timed_probes, settings, scratch)
+    found = _ask(Job(probes, ""), dict(os.environ), scratch)
+    half = len(found) // len(PHASES)
+    rows: list[CostRow] = []
+    method = _method(settings) | _timing(probes[0], found[0])
+    for i, phase in enumerate(PHASES):
+        mine = found[i * half : (i + 1) * half]
+        case = replace(_case(settings, phase, mine[-1]), context=probes[-1].context)
+        rows.append(measured_row(case, ASCEND_910C_DIE, layer_time(mine)))
+        method[phase] = {"attention": list(mine[-1].attention)}
+    return Outcome(rows, method)
+
+
+def layer_time(found: list[Probed]) -> float:
+    """Return the microseconds that a layer adds to a decode step, by medians over steps."""
+    shallow, deep = (statistics.median(each.step_us) for each in found)
+    return (deep - shallow) / _MORE_LAYERS
+
+
+def _simulated_environment(path: Path, report: Report) -> dict[str, str]:
+    """Return the environment of a worker on a simulated NPU, traced into a file."""
+    running = sim.SimulatorOptions.from_environment()
+    if running is not None:
+        options = replace(running, trace=str(path), memory=max(_MEMORY, running.memory))
+        return dict(os.environ) | {OPTIONS_VARIABLE: options.to_json()}
+    built = sim.build(tested_versions()["torch-npu"], report=report)
+    return built.environment(sim.SimulatorOptions(memory=_MEMORY, trace=str(path)), 0, os.environ)
+
+
+def _ask(job: Job, environment: Mapping[str, str], folder: Path) -> list[Probed]:
+    """Run a worker and return its answers.
+
+    Raises:
+        BenchError: it failed.
+    """
+    log = folder / "log"
+    with log.open("wb") as stderr:
+        process = subprocess.run(
+            [sys.executable, "-m", "ascend_plugin.bench.npu_cost.worker"],
+            input=to_json(job),
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**environment, **_VARIABLES},
+            check=False,
+        )
+    lines = process.stdout.splitlines()
+    if process.returncode or len(lines) != len(job.probes):
+        tail = "\n".join(
+            log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+        )
+        raise BenchError(
+            f"an engine ended with exit code {process.returncode}; its last lines:\n{tail}"
+        )
+    return [Probed(**json.loads(line)) for line in lines]
+
+
+#: The engine runs in the worker's own process, and without the network.
+_VARIABLES = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_PLUGINS": "ascend,ascend_general",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def _method(settings: Settings) -> dict[str, object]:
+    """Return what holds on a simulated NPU and on a real one."""
+    chip = ASCEND_910C_DIE
+    return {
+        "estimate": (
+            "estimated_us is no measurement: the roofline of all layers of a decode step at "
+            "published peak rates, without launches, synchronisation, embedding, head and sampler"
+        ),
+        "chip": {
+            "name": chip.name,
+            "memory_bytes_per_s": chip.memory,
+            "cube_flops_per_s": chip.cube,
+            "vector_bytes_per_s": chip.vector,
+            "source": chip.source,
+        },
+        "geometry": f"{settings.geometry.name}: {settings.geometry.source}",
+        "layers_run": list(DEPTHS),
+        "naive": (
+            "no graphs; norms, rotary embedding and activation in vLLM's torch operators "
+            "(custom_ops none, ir_op_priority native); KV write, attention and matrix products as "
+            "the plugin's"
+        ),
+    }
+
+
+def _counting(settings: Settings) -> dict[str, object]:
+    """Return how launches and bytes are counted on a simulated NPU."""
+    contexts = simulated_contexts(settings.context)
+    return {
+        "simulated": True,
+        "contexts_run": list(contexts),
+        "reduced": "layers, vocabulary, context; the layers that run have the model's own shape",
+        "launches": (
+            "operators launched by one decode step of the deeper model less those of the other, "
+            "shared by the layers; copies from the host, events and updates of graphs not counted"
+        ),
+        "bytes": (
+            "the trace's, as if every tensor came from memory; of the rotary table the rows read"
+            + ("" if len(contexts) == 1 else "; at the asked context along the line through two")
+            + ". Block tables are as wide as the context"
+        ),
+    }
+
+
+def _timing(probe: Probe, found: Probed) -> dict[str, object]:
+    """Return how a real NPU is timed."""
+    return {
+        "simulated": False,
+        "device": found.device,
+        "contexts_run": [probe.context],
+        "measured": (
+            f"measured_us: median over {probe.steps} decode steps, by events on the stream, of the "
+            "deeper model less that of the other, shared by the layers, times all layers"
+        ),
+        "bytes": "matrices, keys, values and scales as the shapes tell; no activations",
+    }

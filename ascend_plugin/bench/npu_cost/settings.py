@@ -1,0 +1,187 @@
+"""What ``bench npu-cost`` counts, and the engines that it needs for that. No import of torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ascend_plugin.bench.errors import BenchError
+from ascend_plugin.bench.npu_cost.messages import Probe
+from ascend_plugin.bench.npu_cost.models import Geometry
+from ascend_plugin.config import INT8_DTYPE
+
+Graphs = Literal["none", "piecewise", "full"]
+Variant = Literal["bf16", "c8s", "c8d"]
+
+#: Layers of the two models whose difference is counted.
+DEPTHS = (1, 3)
+
+_BLOCK = 128
+_STEPS = 3
+
+#: Longer contexts are told from two short ones: a simulated prefill takes too long.
+_MEASURED_AS_ASKED = 64
+
+#: Steps that are timed on hardware, after others that are not.
+_TIMED_STEPS = 32
+
+#: Weights of the deeper model that the simulator takes.
+_MOST_WEIGHTS = 4 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is counted.
+
+    Attributes:
+        geometry: of the model.
+        variant: of the KV cache.
+        batch: sequences.
+        context: tokens of each sequence, the new one included.
+        graphs: what is captured.
+    """
+
+    geometry: Geometry
+    variant: str = "bf16"
+    batch: int = 8
+    context: int = 4096
+    graphs: str = "full"
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            BenchError: a value out of its bounds.
+        """
+        for option, value, low, high in (
+            ("--batch", self.batch, 1, 256),
+            ("--context", self.context, _STEPS + 1, 2**20),
+        ):
+            if not low <= value <= high:
+                raise BenchError(f"{option} {value} is not possible; use {low} to {high}.")
+        for option, name, known in (
+            ("--variant", self.variant, get_args(Variant)),
+            ("--graphs", self.graphs, get_args(Graphs)),
+        ):
+            if name not in known:
+                raise BenchError(f"{option} {name} is unknown; use {', '.join(known)}.")
+
+
+def simulated_contexts(context: int) -> tuple[int, ...]:
+    """Return the contexts that the simulator runs for the asked one.
+
+    Two of them differ by a block, so that what grows by tokens and what grows by blocks both lie
+    on the line through them.
+    """
+    if context <= _MEASURED_AS_ASKED:
+        return (context,)
+    return tuple(blocks * _BLOCK + 1 + _STEPS for blocks in (1, 2))
+
+
+def check_size(geometry: Geometry) -> None:
+    """Refuse models whose layers the simulator cannot hold.
+
+    Raises:
+        BenchError: they are too large.
+    """
+    weights = DEPTHS[-1] * geometry.layer_weight_bytes()
+    if weights > _MOST_WEIGHTS:
+        raise BenchError(
+            f"--model {geometry.name}: {DEPTHS[-1]} layers have {weights / 2**30:.1f} GiB of "
+            f"weights; the simulator takes up to {_MOST_WEIGHTS / 2**30:.0f}. Choose a smaller "
+            "model."
+        )
+
+
+def simulated_probes(settings: Settings, naive: bool, scratch: Path) -> tuple[Probe, ...]:
+    """Return the engines to trace: each depth at each context, contexts outside."""
+    return tuple(
+        _probe(settings, naive, scratch, layers, context, _STEPS, share=True)
+        for context in simulated_contexts(settings.context)
+        for layers in DEPTHS
+    )
+
+
+def timed_probes(settings: Settings, naive: bool, scratch: Path) -> tuple[Probe, ...]:
+    """Return the engines to time on hardware: each depth, near the asked context.
+
+    Sequences have prompts of their own there: the chip's cache would hold a common one.
+    """
+    blocks = max(1, round((settings.context - _TIMED_STEPS - 1) / _BLOCK))
+    context = blocks * _BLOCK + 1 + _TIMED_STEPS
+    return tuple(
+        _probe(settings, naive, scratch, layers, context, _TIMED_STEPS, share=False)
+        for layers in DEPTHS
+    )
+
+
+def _probe(
+    settings: Settings,
+    naive: bool,
+    scratch: Path,
+    layers: int,
+    context: int,
+    steps: int,
+    *,
+    share: bool,
+) -> Probe:
+    geometry, batch = settings.geometry, settings.batch
+    blocks = -(-(context + 2) // _BLOCK)
+    warm = context > _MEASURED_AS_ASKED
+    step_tokens = max(128, batch * (1 if warm else context), 128 if share else 2048)
+    folder = scratch / f"{layers}-layers-{blocks}"
+    folder.mkdir(parents=True, exist_ok=True)
+    config = geometry.config(layers, blocks * _BLOCK)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    token = 4 * geometry.kv_heads * geometry.head_dim
+    pages = batch * (blocks + 2) + 4
+    engine = {"kv_cache_memory_bytes": layers * pages * _BLOCK * token, "block_size": _BLOCK}
+    engine |= _variant_arguments(settings.variant, folder)
+    engine |= _naive_arguments() if naive else _graph_arguments(settings.graphs, batch)
+    return Probe(
+        folder=str(folder),
+        batch=batch,
+        context=context,
+        steps=steps,
+        positions=blocks * _BLOCK,
+        warm=warm,
+        share=share,
+        step_tokens=step_tokens,
+        engine=engine,
+    )
+
+
+def _variant_arguments(variant: str, folder: Path) -> dict[str, Any]:
+    if variant == "bf16":
+        return {}
+    told = {"variant": variant}
+    if variant == "c8s":
+        told["scales"] = str(folder / SCALES)
+    return {"kv_cache_dtype": INT8_DTYPE, "additional_config": {"kv_cache": told}}
+
+
+#: The static scales that a worker writes into a model's folder.
+SCALES = "kv_scales.safetensors"
+
+
+def _graph_arguments(graphs: str, batch: int) -> dict[str, Any]:
+    if graphs == "none":
+        return {"enforce_eager": True}
+    told: dict[str, Any] = {"cudagraph_capture_sizes": [batch]}
+    if graphs == "full":
+        told |= {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+    else:
+        told["cudagraph_mode"] = "PIECEWISE"
+    return {"compilation_config": told}
+
+
+def _naive_arguments() -> dict[str, Any]:
+    """Return what makes vLLM compute norms, rotation and activation in operators of torch."""
+    native = ["native"]
+    return {
+        "enforce_eager": True,
+        "compilation_config": {"custom_ops": ["none"]},
+        "ir_op_priority": {"rms_norm": native, "fused_add_rms_norm": native},
+    }

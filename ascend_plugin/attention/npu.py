@@ -5,26 +5,23 @@ Source of the interface: ``vllm/v1/attention/backend.py`` of vLLM 0.32.0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from vllm.v1.attention.backend import (
-    AttentionBackend,
     AttentionCGSupport,
     AttentionImpl,
     AttentionMetadataBuilder,
     AttentionType,
     CommonAttentionMetadata,
-    MultipleOf,
 )
 from vllm.v1.kv_cache_interface import KVCacheLayout, KVQuantMode
 
 from ascend_plugin.config import INT8_DTYPE, parse_config
 from ascend_plugin.graph import npu as graphs
 from ascend_plugin.kv_cache import PageFormat
-from ascend_plugin.ops import checks
 from ascend_plugin.ops.npu import attention, gather, write
 from ascend_plugin.ops.npu.device import npu
 from ascend_plugin.ops.npu.hadamard import rotate
@@ -32,6 +29,7 @@ from ascend_plugin.ops.npu.planes import Planes, page_planes, plane_blocks, plan
 from ascend_plugin.ops.page_layout import Arrangement, Quantisation
 
 from .kv_quantisation import LayerQuantisation
+from .pages import NZPageBackend
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -43,20 +41,11 @@ if TYPE_CHECKING:
 BLOCK_SIZE = 128
 
 
-class AscendNPUAttentionBackend(AttentionBackend):
+class AscendNPUAttentionBackend(NZPageBackend):
     """Paged attention over NZ planes in float16, bfloat16 or int8."""
 
-    #: What int8 pages hold; layers of other variants get a subclass (``kv_quantisation.py``).
-    quantisation: ClassVar[Quantisation] = Quantisation.C8D
-
-    forward_includes_kv_cache_update = False
+    arrangement: ClassVar[Arrangement] = Arrangement.PLANE_MAJOR
     supported_dtypes: ClassVar[list[torch.dtype]] = list(write.DTYPES)
-    supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "bfloat16", "float16", INT8_DTYPE]
-
-    @staticmethod
-    def get_name() -> str:
-        """Return the member of ``AttentionBackendEnum`` that the platform registers."""
-        return "CUSTOM"
 
     @staticmethod
     def get_impl_cls() -> type[AscendNPUAttentionImpl]:
@@ -67,18 +56,6 @@ class AscendNPUAttentionBackend(AttentionBackend):
     def get_builder_cls() -> type[AscendNPUMetadataBuilder]:
         """Return the class that prepares a batch."""
         return AscendNPUMetadataBuilder
-
-    @staticmethod
-    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
-        """Return the block sizes that pages can hold: whole fractals of 16 tokens."""
-        return [MultipleOf(checks.BLOCK_SIZE_MULTIPLE)]
-
-    @classmethod
-    def supports_block_size(cls, block_size: int | None) -> bool:
-        """Return whether pages can hold the block size; None: not chosen yet."""
-        return block_size is None or (
-            0 < block_size <= checks.MAX_BLOCK_SIZE and block_size % checks.BLOCK_SIZE_MULTIPLE == 0
-        )
 
     @classmethod
     def get_preferred_block_size(cls, default_block_size: int) -> int:
@@ -94,34 +71,6 @@ class AscendNPUAttentionBackend(AttentionBackend):
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
         """Return the layout in which a layer's pages are contiguous."""
         return (KVCacheLayout.LBHNC,)
-
-    @classmethod
-    def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
-        """Check that pages can hold the layer, and say how many bytes an int8 page takes."""
-        checks.check_head_dim(spec.head_size, spec.head_size_v)
-        if spec.kv_quant_mode == KVQuantMode.NONE or spec.state_content_bytes is not None:
-            return spec
-        # vLLM asks first with blocks of one token, only to compare sizes; no page is so small.
-        block_size = max(spec.block_size, checks.BLOCK_SIZE_MULTIPLE)
-        page = PageFormat(
-            spec.dtype,
-            block_size,
-            spec.num_kv_heads,
-            spec.head_size,
-            cls.quantisation,
-            arrangement=Arrangement.PLANE_MAJOR,
-        )
-        return replace(spec, state_content_bytes=page.token_bytes)
-
-    @classmethod
-    def supports_sliding_window(cls) -> bool:
-        """Sliding windows are served."""
-        return True
-
-    @classmethod
-    def supports_non_causal(cls) -> bool:
-        """Attention to later tokens of the cache is served."""
-        return True
 
 
 def _possible_variants(vllm_config: VllmConfig) -> list[Quantisation]:

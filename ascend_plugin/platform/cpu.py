@@ -11,6 +11,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from ascend_plugin.config import INT8_DTYPE, ConfigError
 
+from .attention_choice import register_as_custom, why_not
 from .common import configure
 from .kv_cache import configure_kv_cache
 
@@ -43,7 +44,7 @@ class AscendCPUPlatform(CpuPlatform):
     @classmethod
     def pre_register_and_update(cls, parser: FlexibleArgumentParser | None = None) -> None:
         """Make ``--attention-backend CUSTOM`` name the plugin's backend."""
-        register_attention_backend()
+        register_as_custom(ATTENTION_BACKEND)
         super().pre_register_and_update(parser)
 
     @classmethod
@@ -84,9 +85,11 @@ class AscendCPUPlatform(CpuPlatform):
         num_heads: int | None = None,
     ) -> str:
         """Return the plugin's backend, or vLLM's own for what it does not serve."""
-        reasons = _why_not(selected_backend, attn_selector_config)
+        from ascend_plugin.attention.cpu import AscendCPUAttentionBackend
+
+        reasons = why_not(AscendCPUAttentionBackend, selected_backend, attn_selector_config)
         if not reasons:
-            register_attention_backend()
+            register_as_custom(ATTENTION_BACKEND)
             return ATTENTION_BACKEND
         if attn_selector_config.kv_cache_dtype == INT8_DTYPE:
             raise ConfigError(
@@ -98,34 +101,6 @@ class AscendCPUPlatform(CpuPlatform):
         if selected_backend == AttentionBackendEnum.CUSTOM:
             selected_backend = None
         return super().get_attn_backend_cls(selected_backend, attn_selector_config, num_heads)
-
-
-def register_attention_backend() -> None:
-    """Register the plugin's backend as ``CUSTOM``. Idempotent."""
-    from vllm.v1.attention.backends.registry import register_backend
-
-    register_backend(AttentionBackendEnum.CUSTOM, ATTENTION_BACKEND)
-
-
-def _why_not(selected: AttentionBackendEnum | None, selector: AttentionSelectorConfig) -> list[str]:
-    """Return why a layer cannot use the plugin's backend; empty: it can."""
-    from vllm.v1.attention.backend import AttentionType
-
-    from ascend_plugin.attention.cpu import AscendCPUAttentionBackend
-
-    if selected is not None and selected != AttentionBackendEnum.CUSTOM:
-        return [f"--attention-backend {selected.name} was asked for"]
-    attn_type = AttentionType(selector.attn_type).value
-    reasons = AscendCPUAttentionBackend.validate_configuration(
-        device_capability=None, **selector._replace(attn_type=attn_type)._asdict()
-    )
-    described = {
-        "head_size not supported": f"head size {selector.head_size}",
-        "block_size not supported": f"block size {selector.block_size}",
-        "dtype not supported": f"dtype {selector.dtype}",
-        "kv_cache_dtype not supported": f"KV cache dtype {selector.kv_cache_dtype}",
-    }
-    return [f"{described[r]} not supported" if r in described else r for r in reasons]
 
 
 def _log_once(message: str) -> None:

@@ -12,6 +12,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from ascend_plugin.config import ConfigError
 
+from .attention_choice import register_as_custom, why_not
 from .common import configure
 from .kv_cache import configure_kv_cache
 from .npu_config import configure_engine
@@ -55,7 +56,7 @@ class AscendNPUPlatform(Platform):
     @classmethod
     def pre_register_and_update(cls, parser: FlexibleArgumentParser | None = None) -> None:
         """Make ``--attention-backend CUSTOM`` name the plugin's backend."""
-        register_attention_backend()
+        register_as_custom(ATTENTION_BACKEND)
         super().pre_register_and_update(parser)
 
     @classmethod
@@ -109,14 +110,16 @@ class AscendNPUPlatform(Platform):
         Raises:
             ConfigError: a layer that it does not serve; vLLM has no other for this device.
         """
-        reasons = _why_not(selected_backend, attn_selector_config)
+        from ascend_plugin.attention.npu import AscendNPUAttentionBackend
+
+        reasons = why_not(AscendNPUAttentionBackend, selected_backend, attn_selector_config)
         if reasons:
             raise ConfigError(
                 f"attention of this model is not served on an NPU: {', '.join(reasons)}. The fused "
                 "operators take bfloat16 and float16, head dimensions 64 and 128, and blocks of "
                 "16 to 256 tokens in steps of 16. Set ASCEND_PLUGIN_DEVICE=cpu to serve on the CPU."
             )
-        register_attention_backend()
+        register_as_custom(ATTENTION_BACKEND)
         return ATTENTION_BACKEND
 
     @classmethod
@@ -222,31 +225,3 @@ class AscendNPUPlatform(Platform):
     def num_compute_units(cls, device_id: int = 0) -> int:
         """Return the number of AI cores (cube units)."""
         return int(getattr(_npu().get_device_properties(device_id), "cube_core_num", 0))
-
-
-def register_attention_backend() -> None:
-    """Register the plugin's backend as ``CUSTOM``. Idempotent."""
-    from vllm.v1.attention.backends.registry import register_backend
-
-    register_backend(AttentionBackendEnum.CUSTOM, ATTENTION_BACKEND)
-
-
-def _why_not(selected: AttentionBackendEnum | None, selector: AttentionSelectorConfig) -> list[str]:
-    """Return why a layer cannot be served; empty: it can."""
-    from vllm.v1.attention.backend import AttentionType
-
-    from ascend_plugin.attention.npu import AscendNPUAttentionBackend
-
-    if selected is not None and selected != AttentionBackendEnum.CUSTOM:
-        return [f"--attention-backend {selected.name} was asked for"]
-    attn_type = AttentionType(selector.attn_type).value
-    reasons = AscendNPUAttentionBackend.validate_configuration(
-        device_capability=None, **selector._replace(attn_type=attn_type)._asdict()
-    )
-    described = {
-        "head_size not supported": f"head size {selector.head_size}",
-        "block_size not supported": f"block size {selector.block_size}",
-        "dtype not supported": f"dtype {selector.dtype}",
-        "kv_cache_dtype not supported": f"KV cache dtype {selector.kv_cache_dtype}",
-    }
-    return [f"{described[r]} not supported" if r in described else r for r in reasons]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ascend_plugin.config import ConfigError, KVCacheConfig, PluginConfig
+from ascend_plugin.config import INT8_DTYPE, ConfigError, KVCacheConfig, PluginConfig
 from ascend_plugin.device import DEVICE_VARIABLE
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def configure_engine(vllm_config: VllmConfig, config: PluginConfig) -> None:
 
 def _refuse(vllm_config: VllmConfig, config: PluginConfig) -> None:
     _refuse_patches(config.kv_cache)
+    _refuse_moving_scales(vllm_config, config.kv_cache)
     if config.ops.implementation != "auto":
         raise ConfigError(
             f"ops.implementation={config.ops.implementation!r} is for CPUs; the operators of an "
@@ -66,6 +67,20 @@ def _refuse_patches(kv_cache: KVCacheConfig) -> None:
         raise ConfigError(
             "kv_cache asks for c8p, but no operator of the NPU reads its patches. Set "
             "kv_cache.variant to 'c8s' (static scales) or 'c8d' (computed as tokens are written)."
+        )
+
+
+def _refuse_moving_scales(vllm_config: VllmConfig, kv_cache: KVCacheConfig) -> None:
+    """Refuse connectors where a block is more than one piece of memory."""
+    int8 = vllm_config.cache_config.cache_dtype == INT8_DTYPE
+    if vllm_config.kv_transfer_config is None or not int8:
+        return
+    variants = {kv_cache.variant, *kv_cache.layers.values()}
+    if kv_cache.variant is None or "c8d" in variants:
+        raise ConfigError(
+            "a KV connector moves a block as one piece of memory, and c8d keeps the scales of a "
+            "block apart from its K and V on an NPU. Set kv_cache.variant to 'c8s', or leave "
+            f"--kv-transfer-config or --kv-cache-dtype {INT8_DTYPE} out."
         )
 
 

@@ -86,6 +86,40 @@ def test_an_npu_is_found_and_gets_its_worker(tmp_path: Path) -> None:
     assert "ops.implementation='reference' is for CPUs" in results[3][1]
 
 
+#: Configures engines whose KV cache a connector would move; prints what became of each variant.
+MOVE = """
+import json, sys
+from vllm.config import CacheConfig, KVTransferConfig, VllmConfig
+told = []
+for dtype, variant in json.loads(sys.argv[1]):
+    try:
+        VllmConfig(
+            cache_config=CacheConfig(cache_dtype=dtype),
+            kv_transfer_config=KVTransferConfig(
+                kv_connector="ExampleConnector", kv_role="kv_both"
+            ),
+            additional_config={"kv_cache": variant},
+        )
+        told.append("served")
+    except ValueError as error:
+        told.append(str(error))
+print("RESULTS" + json.dumps(told))
+"""
+
+
+def test_connectors_do_not_leave_scales_behind(tmp_path: Path) -> None:
+    path = write_module(tmp_path, "torch_npu", TORCH_NPU.format(count=1))
+    int8 = "int8_per_token_head"
+    cases = [("auto", {}), (int8, {"variant": "c8d"}), (int8, {})]
+    done = run_python(MOVE, json.dumps(cases), path=(path,))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.rpartition("RESULTS")[2])
+    assert told[0] == "served"
+    for refusal in told[1:]:
+        assert "c8d keeps the scales of a block apart" in refusal
+        assert "kv_cache.variant to 'c8s'" in refusal
+
+
 def test_the_kill_switch_serves_on_the_cpu(tmp_path: Path) -> None:
     path = write_module(tmp_path, "torch_npu", TORCH_NPU.format(count=1))
     env = {"ASCEND_PLUGIN_DEVICE": "cpu"}

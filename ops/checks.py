@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import torch
 
-from .page_layout import PageLayout, PatchCode, Quantisation, padded_head_dim
+from .page_layout import PageLayout, PatchCode, PlaneLayout, Quantisation, padded_head_dim
 
 #: Element types of pages without quantisation, and of queries, keys and values.
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -129,12 +129,25 @@ def page_layout(layout: Sequence[int]) -> PageLayout:
     Raises:
         ValueError: too few or too many numbers.
     """
-    if len(layout) != len(PageLayout._fields):
+    return PageLayout(*_as_many(layout, PageLayout._fields, "PageFormat.layout()"))
+
+
+def plane_layout(layout: Sequence[int]) -> PlaneLayout:
+    """Return what an operator of the NPU was told about its pages as plain integers.
+
+    Raises:
+        ValueError: too few or too many numbers.
+    """
+    return PlaneLayout(*_as_many(layout, PlaneLayout._fields, "PageFormat.plane_layout()"))
+
+
+def _as_many(numbers: Sequence[int], names: Sequence[str], maker: str) -> Sequence[int]:
+    if len(numbers) != len(names):
         raise ValueError(
-            f"layout has {len(layout)} numbers, {len(PageLayout._fields)} are needed "
-            f"({', '.join(PageLayout._fields)}); make it with PageFormat.layout()."
+            f"layout has {len(numbers)} numbers, {len(names)} are needed ({', '.join(names)}); "
+            f"make it with {maker}."
         )
-    return PageLayout(*layout)
+    return numbers
 
 
 def check_pages(pages: torch.Tensor, layout: PageLayout) -> None:

@@ -51,12 +51,12 @@ class Implementation(Generic[RequestT]):
         supports: says whether a request can be served, and why.
         bind: takes pages and their layout, whose types and shapes will not change, and returns the
             kernel, with the operator's own arguments except ``layout``. What depends on these
-            alone is computed here, once.
+            alone is computed here, once. None: the caller of ``Operator.choose`` runs it itself.
     """
 
     name: str
     supports: Callable[[RequestT], Support]
-    bind: Callable[[torch.Tensor, PageLayout], Callable[..., Any]]
+    bind: Callable[[torch.Tensor, PageLayout], Callable[..., Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,9 @@ class Operator(Generic[RequestT]):
         """
         if len(self._bound) >= _MAX_BOUND:
             self._bound.clear()
-        kept = Bound(self.choose(request).implementation.bind(pages, layout), layout)
+        chosen = self.choose(request).implementation
+        assert chosen.bind is not None, f"{chosen.name} of {self.name} is run by its caller"
+        kept = Bound(chosen.bind(pages, layout), layout)
         self._bound[signature] = kept
         return kept
 

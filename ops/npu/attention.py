@@ -16,7 +16,7 @@ import torch_npu
 
 from .. import quantise
 from ..dispatch import Implementation, Operator, Support
-from ..page_layout import PageLayout, PlaneLayout, Quantisation
+from ..page_layout import Quantisation
 from .hadamard import rotate
 from .planes import Planes
 from .write import DTYPES, ChannelScales
@@ -139,15 +139,11 @@ def gather_support(request: FusedRequest) -> Support:
     return Support(True, "pages are gathered and dequantised, then attended to without pages")
 
 
-def _bind(pages: torch.Tensor, layout: PageLayout | PlaneLayout) -> Callable[..., None]:
-    raise NotImplementedError("planes are bound by FusedCall")
-
-
 operator: Operator[FusedRequest] = Operator(
     "paged_attention (npu)",
     (
-        Implementation("npu", fused_support, _bind),
-        Implementation("npu-gather", gather_support, _bind),
+        Implementation("npu", fused_support),
+        Implementation("npu-gather", gather_support),
     ),
 )
 

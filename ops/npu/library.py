@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..kv_cache_write import WriteRequest
 from ..library import implement
 from ..page_layout import PlaneLayout, Quantisation
 from . import attention, gather, write
-from .planes import page_planes, plane_blocks, plane_layout, plane_slots
+from .planes import page_planes, plane_blocks, plane_slots
 
 #: The dispatch key of devices out of torch's tree, which torch_npu takes.
 _DISPATCH_KEY = "PrivateUse1"
@@ -38,7 +38,7 @@ def kv_cache_write(
     :class:`PlaneLayout`; ``counters`` are not counted on an NPU; block 0 of C8D pages must not be
     a sequence's (vLLM keeps it for padding).
     """
-    told = plane_layout(layout)
+    told = checks.plane_layout(layout)
     quantisation = Quantisation(told.quantisation)
     _check_tokens(key, value, told)
     checks.check_integer("slot_mapping", slot_mapping, torch.int64, 1)
@@ -86,7 +86,7 @@ def paged_attention(
     :class:`PlaneLayout`; ``query_start_loc`` and ``seq_lens`` had better be on the host, where the
     fused operator wants them (on the device they cost a synchronisation); ``fast`` changes nothing.
     """
-    told = plane_layout(layout)
+    told = checks.plane_layout(layout)
     quantisation = Quantisation(told.quantisation)
     checks.check_tokens("query", query, told.head_dim)
     checks.check_tokens("out", out, told.head_dim)
@@ -145,7 +145,7 @@ def _batch(
     )
 
 
-@cache
+@lru_cache(maxsize=256)  # layers of a model; a cache without bounds would keep every tensor
 def _scales(channel_scales: torch.Tensor, device: torch.device) -> write.ChannelScales:
     """Return the operators' form of static scales; by identity, because they do not change."""
     return write.ChannelScales.of(channel_scales, device)

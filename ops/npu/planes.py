@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,20 +29,6 @@ class Planes(NamedTuple):
     key_scales: torch.Tensor | None = None
     value_scales: torch.Tensor | None = None
     scales: torch.Tensor | None = None
-
-
-def plane_layout(layout: Sequence[int]) -> PlaneLayout:
-    """Return what an operator was told about its pages as plain integers.
-
-    Raises:
-        ValueError: too few or too many numbers.
-    """
-    if len(layout) != len(PlaneLayout._fields):
-        raise ValueError(
-            f"layout has {len(layout)} numbers, on an NPU {len(PlaneLayout._fields)} are needed "
-            f"({', '.join(PlaneLayout._fields)}); make it with PageFormat.plane_layout()."
-        )
-    return PlaneLayout(*layout)
 
 
 def page_planes(pages: torch.Tensor, layout: PlaneLayout) -> Planes:

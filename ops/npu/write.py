@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ import torch_npu
 
 from ..dispatch import Implementation, Operator, Support
 from ..kv_cache_write import WriteRequest
-from ..page_layout import PageLayout, PlaneLayout, Quantisation
+from ..page_layout import Quantisation
 from .hadamard import rotate
 from .planes import Planes
 
@@ -62,13 +61,9 @@ def supports(request: WriteRequest) -> Support:
     return Support(True, "rotated, quantised per token and head, then scattered into NZ planes")
 
 
-def _bind(pages: torch.Tensor, layout: PageLayout | PlaneLayout) -> Callable[..., None]:
-    raise NotImplementedError("planes are bound by write_planes()")
-
-
 operator: Operator[WriteRequest] = Operator(
     "kv_cache_write (npu)",
-    (Implementation("npu", supports, _bind),),
+    (Implementation("npu", supports),),
 )
 
 

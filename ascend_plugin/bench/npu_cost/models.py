@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from ascend_plugin.bench.decoder_config import CLASSES, Architecture, decoder_config
 from ascend_plugin.bench.errors import BenchError
 
-Architecture = Literal["llama", "qwen3"]
-
-_CLASSES: dict[str, Architecture] = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
+_ARCHITECTURES = {name: architecture for architecture, name in CLASSES.items()}
 _BYTES = 2  # weights are bfloat16
 
 
@@ -54,27 +53,17 @@ class Geometry:
 
     def config(self, layers: int, positions: int) -> dict[str, Any]:
         """Return a ``config.json`` with fewer layers and a small vocabulary."""
-        names = {kind: name for name, kind in _CLASSES.items()}
-        return {
-            "architectures": [names[self.architecture]],
-            "model_type": self.architecture,
-            "hidden_size": self.hidden,
-            "intermediate_size": self.intermediate,
-            "num_hidden_layers": layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": VOCABULARY,
-            "max_position_embeddings": positions,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1000000.0,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "tie_word_embeddings": True,
-            "torch_dtype": "bfloat16",
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-        }
+        return decoder_config(
+            self.architecture,
+            layers=layers,
+            hidden=self.hidden,
+            intermediate=self.intermediate,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocabulary=VOCABULARY,
+            positions=positions,
+        )
 
 
 #: Token ids of the models that run: embeddings and projection belong to no layer.
@@ -120,11 +109,13 @@ def resolve_geometry(name: str) -> Geometry:
 
 
 def _from_config(name: str, path: Path, config: Mapping[str, Any]) -> Geometry:
-    kinds = [_CLASSES[one] for one in config.get("architectures", ()) if one in _CLASSES]
+    kinds = [
+        _ARCHITECTURES[one] for one in config.get("architectures", ()) if one in _ARCHITECTURES
+    ]
     if not kinds:
         raise BenchError(
             f"--model {name}: {path} says architectures {config.get('architectures')}; counted "
-            f"are {', '.join(_CLASSES)}. Choose another model."
+            f"are {', '.join(_ARCHITECTURES)}. Choose another model."
         )
     needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
     missing = [key for key in needed if key not in config]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ascend_plugin.bench.attention.cases import ITEMSIZE, Element
+from ascend_plugin.bench.decoder_config import decoder_config
 from ascend_plugin.bench.errors import BenchError
 
 SMOLLM2 = "smollm2"
@@ -17,26 +18,17 @@ DEFAULT_MODELS = (SMOLLM2, QWEN3)
 
 #: Deep and narrow: at a context of some thousand tokens most of a step is attention, which a tiny
 #: model cannot show. The vocabulary is small because its projection is no part of the question.
-_QWEN3_CONFIG: dict[str, Any] = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
-    "hidden_size": 1024,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 4096,
-    "max_position_embeddings": 40960,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
+_QWEN3_CONFIG = decoder_config(
+    "qwen3",
+    layers=28,
+    hidden=1024,
+    intermediate=3072,
+    heads=16,
+    kv_heads=8,
+    head_dim=128,
+    vocabulary=4096,
+    positions=40960,
+)
 
 #: Models whose weights are drawn at start, by name.
 DUMMY_MODELS: dict[str, dict[str, Any]] = {QWEN3: _QWEN3_CONFIG}

@@ -20,27 +20,6 @@ struct aclopAttr {};
 namespace sim {
 namespace {
 
-size_t element_bytes(aclDataType dtype) {
-  switch (dtype) {
-    case ACL_INT8:
-    case ACL_UINT8:
-    case ACL_BOOL:
-      return 1;
-    case ACL_FLOAT16:
-    case ACL_BF16:
-    case ACL_INT16:
-      return 2;
-    case ACL_FLOAT:
-    case ACL_INT32:
-      return 4;
-    case ACL_INT64:
-    case ACL_DOUBLE:
-      return 8;
-    default:
-      return 0;
-  }
-}
-
 size_t product(const std::vector<int64_t> &dims, size_t first, size_t last) {
   size_t made = 1;
   for (size_t i = first; i < last; ++i) made *= dims[i];

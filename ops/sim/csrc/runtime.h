@@ -216,7 +216,9 @@ void drop_mapping(void *base);
 aclError take_memory(int device, size_t size, const char *caller);
 void give_memory(int device, size_t size);
 
-// --- operators (operators.cpp)
+// --- operators (operators.cpp, tensor.cpp)
+
+size_t element_bytes(int dtype);  // of an aclDataType; 0 for one that is not simulated
 
 void collect_garbage();  // releases executors in Python; call it without the lock
 

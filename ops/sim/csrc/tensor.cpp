@@ -36,7 +36,9 @@ bool drop(const void *object, int kind) {
   return true;
 }
 
-size_t element_size(int dtype) {
+}  // namespace
+
+size_t sim::element_bytes(int dtype) {
   switch (dtype) {
     case ACL_INT8:
     case ACL_UINT8:
@@ -47,6 +49,10 @@ size_t element_size(int dtype) {
     case ACL_INT16:
     case ACL_UINT16:
       return 2;
+    case ACL_FLOAT:
+    case ACL_INT32:
+    case ACL_UINT32:
+      return 4;
     case ACL_INT64:
     case ACL_UINT64:
     case ACL_DOUBLE:
@@ -55,11 +61,9 @@ size_t element_size(int dtype) {
     case ACL_COMPLEX128:
       return 16;
     default:
-      return 4;
+      return 0;
   }
 }
-
-}  // namespace
 
 struct aclTensor {
   int64_t magic, nd, dims[kMaxDims], strides[kMaxDims];
@@ -142,8 +146,13 @@ SIM_API int aclDestroyTensor(const aclTensor *tensor) {
 }
 
 SIM_API aclScalar *aclCreateScalar(void *value, aclDataType dtype) {
+  const size_t bytes = sim::element_bytes(dtype);
+  if (!bytes) {
+    sim::fail(ACL_ERROR_INVALID_PARAM, "aclCreateScalar: data type %d is not simulated", dtype);
+    return nullptr;
+  }
   auto *scalar = new aclScalar{kScalar, dtype, {}};
-  memcpy(scalar->value, value, element_size(dtype));
+  memcpy(scalar->value, value, bytes);
   return keep(scalar, kScalar);
 }
 

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 #: Debug switch: start outside the tested set of versions.
 SKIP_VERSIONS_VARIABLE = "ASCEND_PLUGIN_SKIP_VERSION_CHECK"
 
+#: What LoRA layers call.
+LORA = "ascend_plugin.worker.lora.MaskedPunicaWrapper"
+
 _warned_broken = False
 
 

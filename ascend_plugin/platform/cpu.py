@@ -12,7 +12,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from ascend_plugin.config import INT8_DTYPE, ConfigError
 
 from .attention_choice import register_as_custom, why_not
-from .common import configure
+from .common import LORA, configure
 from .kv_cache import configure_kv_cache
 
 if TYPE_CHECKING:
@@ -101,6 +101,14 @@ class AscendCPUPlatform(CpuPlatform):
         if selected_backend == AttentionBackendEnum.CUSTOM:
             selected_backend = None
         return super().get_attn_backend_cls(selected_backend, attn_selector_config, num_heads)
+
+    @classmethod
+    def get_punica_wrapper(cls) -> str:
+        """Return the plugin's operators for LoRA.
+
+        vLLM's own for CPUs gives tokens without an adapter that of the last slot.
+        """
+        return LORA
 
 
 def _log_once(message: str) -> None:

@@ -18,6 +18,7 @@ def apply() -> None:
     _take_weak_references()
     _capture_over_hccl()
     _order_weights_for_the_cube()
+    _choose_experts_on_the_device()
 
 
 def _skip_foreign_warmup() -> None:
@@ -113,3 +114,35 @@ def _order_weights_for_the_cube() -> None:
 
     setattr(process_weights_after_loading, _MARK, True)
     UnquantizedLinearMethod.process_weights_after_loading = process_weights_after_loading
+
+
+def _choose_experts_on_the_device() -> None:
+    """Choose the experts of tokens with operators of the NPU.
+
+    Why: the router of models without groups of experts calls CUDA kernels of vLLM's, whatever the
+    platform.
+    Remove when: it dispatches by platform, like the router for groups does.
+    """
+    from vllm.model_executor.layers.fused_moe.router import fused_topk_router as router
+
+    if getattr(router.vllm_topk_softmax, _MARK, False):
+        return
+
+    def patched(name: str) -> Any:
+        def choose(
+            weights: torch.Tensor,
+            indices: torch.Tensor,
+            rows: torch.Tensor,
+            logits: torch.Tensor,
+            renormalize: bool = False,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            from ascend_plugin.ops.npu import experts
+
+            chosen, ids = getattr(experts, name)(logits, indices.shape[1], renormalize)
+            return chosen, ids.to(indices.dtype)
+
+        setattr(choose, _MARK, True)
+        return choose
+
+    router.vllm_topk_softmax = patched("choose_softmax")
+    router.vllm_topk_sigmoid = patched("choose_sigmoid")

@@ -30,12 +30,15 @@ class _Architecture:
     """Four norms in a layer that scale by 1 + weight, and tied, scaled embeddings."""
     window: bool = False
     softcap: bool = False
+    experts: bool = False
+    """Several networks in a layer, of which each token uses some."""
 
 
 ARCHITECTURES = {
     "llama": _Architecture("LlamaForCausalLM"),
     "qwen2": _Architecture("Qwen2ForCausalLM", qkv_bias=True),
     "qwen3": _Architecture("Qwen3ForCausalLM", qk_norm=True),
+    "qwen3_moe": _Architecture("Qwen3MoeForCausalLM", qk_norm=True, experts=True),
     "mistral": _Architecture("MistralForCausalLM", window=True),
     "gemma2": _Architecture("Gemma2ForCausalLM", gemma=True, window=True, softcap=True),
 }
@@ -51,6 +54,8 @@ class _Shape:
     head_dim: int
     vocab: int
     intermediate: int
+    experts: int
+    experts_per_token: int
 
 
 def write_tiny_llama(
@@ -64,6 +69,7 @@ def write_tiny_llama(
     head_dim: int = 32,
     vocab: int = 256,
     intermediate: int = 256,
+    experts: tuple[int, int] = (8, 2),
     dtype: str = "bfloat16",
     seed: int = 0,
     max_position: int = 4096,
@@ -78,6 +84,7 @@ def write_tiny_llama(
         hidden, layers, heads, kv_heads, head_dim, vocab, intermediate: Sizes, as in Hugging
             Face configurations; vLLM's CPU attention takes a head_dim of 32, 64 and others.
             Token 0 is the first and 1 the last of a text.
+        experts: For qwen3_moe: networks in a layer, and how many of them a token uses.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         seed: Seed of the weights.
         max_position: Longest context.
@@ -90,7 +97,7 @@ def write_tiny_llama(
     """
     from safetensors.torch import save_file
 
-    shape = _Shape(hidden, layers, heads, kv_heads, head_dim, vocab, intermediate)
+    shape = _Shape(hidden, layers, heads, kv_heads, head_dim, vocab, intermediate, *experts)
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture {architecture!r}: choose one of {sorted(ARCHITECTURES)}")
     arch = ARCHITECTURES[architecture]
@@ -159,6 +166,15 @@ def _special_config(
         "tie_word_embeddings": arch.gemma,
         "attention_bias": arch.qkv_bias,
     }
+    if arch.experts:
+        config |= {
+            "num_experts": shape.experts,
+            "num_experts_per_tok": shape.experts_per_token,
+            "moe_intermediate_size": shape.intermediate,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
     if not arch.gemma:
         config["hidden_act"] = "silu"
         return config | ({"sliding_window": window} if arch.window else {})
@@ -218,7 +234,18 @@ def _parameters(
             if arch.qk_norm and part != "v":
                 yield f"{layer}.self_attn.{part}_norm.weight", (shape.head_dim,), 0.1, 1.5
         yield f"{layer}.self_attn.o_proj.weight", (hidden, query), query**-0.5, 0.0
-        for part in ("gate", "up"):
-            yield f"{layer}.mlp.{part}_proj.weight", (shape.intermediate, hidden), unit, 0.0
-        down = (hidden, shape.intermediate)
-        yield f"{layer}.mlp.down_proj.weight", down, shape.intermediate**-0.5, 0.0
+        if not arch.experts:
+            yield from _network(f"{layer}.mlp", shape)
+            continue
+        # Far enough apart that rounding does not change a choice of experts.
+        yield f"{layer}.mlp.gate.weight", (shape.experts, hidden), 4 * unit, 0.0
+        for expert in range(shape.experts):
+            yield from _network(f"{layer}.mlp.experts.{expert}", shape)
+
+
+def _network(prefix: str, shape: _Shape) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
+    """Yields name, shape, standard deviation and mean of the weights of one MLP."""
+    hidden, inner = shape.hidden, shape.intermediate
+    for part in ("gate", "up"):
+        yield f"{prefix}.{part}_proj.weight", (inner, hidden), hidden**-0.5, 0.0
+    yield f"{prefix}.down_proj.weight", (hidden, inner), inner**-0.5, 0.0

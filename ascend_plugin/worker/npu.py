@@ -17,12 +17,15 @@ from vllm.v1.worker.utils import request_memory
 
 from ascend_plugin.attention.kv_quantisation import quantise_layers
 from ascend_plugin.attention.npu import bind_pages
+from ascend_plugin.attention.npu_counters import follow_counters
 from ascend_plugin.compat import apply_npu_patches, apply_worker_patches
 from ascend_plugin.config import parse_config
+from ascend_plugin.ops.dispatch import set_policy
 from ascend_plugin.ops.npu import library as npu_operators
 from ascend_plugin.ops.npu.device import npu
 
 from .npu_layers import register_layers
+from .npu_moe import register_experts
 from .npu_runner import AscendNPUModelRunner
 
 if TYPE_CHECKING:
@@ -39,10 +42,12 @@ class AscendNPUWorker(Worker):
         """Apply the plugin's settings; arguments as in ``Worker``."""
         super().__init__(*args, **kwargs)
         self.plugin_config = parse_config(self.vllm_config.additional_config)
+        set_policy(self.plugin_config.ops.implementation)
         apply_worker_patches()
         apply_npu_patches()
         npu_operators.register()
         register_layers()
+        register_experts()
 
     def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[Any]:
         """Return nothing to enter: memory that can be put to sleep is not served here."""
@@ -89,6 +94,12 @@ class AscendNPUWorker(Worker):
 
         super().load_model(**kwargs)
         quantise_layers(self.vllm_config, self.plugin_config.kv_cache, rank(), world())
+
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a step; arguments as in ``Worker``."""
+        output = super().execute_model(*args, **kwargs)
+        follow_counters()
+        return output
 
     @torch.inference_mode()
     def determine_available_memory(self) -> int:

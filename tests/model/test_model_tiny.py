@@ -42,7 +42,8 @@ def test_output_varies_and_depends_on_the_prompt(
     assert 1 < logits.std() < 6
     assert len(set(text[0, 24:].tolist())) >= 8
     assert (other[0, -1] - logits[0, -1]).abs().max() > 0.05
-    assert torch.equal(other[0, :18], logits[0, :18])
+    # Experts multiply rows in groups, and sums over another group may round otherwise.
+    torch.testing.assert_close(other[0, :18], logits[0, :18], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

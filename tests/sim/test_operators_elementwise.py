@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sim_parity import parity
+from sim_parity import launches, parity
 
 SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 17), (0, 4)]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -278,6 +278,12 @@ def test_copying() -> None:
     parity(lambda a: a.t().contiguous(), x)
     parity(lambda a: a.permute(2, 0, 1).contiguous(), _normal((2, 3, 4)))
     parity(lambda a: a.expand(5, 4, 6).clone(), x)
+    targets = [torch.zeros_like(x).npu() for _ in range(2)]
+    torch._foreach_copy_(targets, [x.npu(), x.npu() + 1])
+    found = [each.cpu() for each in targets]
+    assert torch.equal(found[0], x)
+    assert torch.equal(found[1], x + 1)
+    assert launches()["aclnnForeachCopy"]
 
 
 def test_triangles_and_interpolation() -> None:

@@ -41,8 +41,7 @@ def test_permuting_and_back() -> None:
     assert launches()["aclnnMoeTokenUnpermute"]
 
 
-@pytest.mark.parametrize("counted", [False, True])
-def test_initial_routing(counted: bool) -> None:
+def test_initial_routing() -> None:
     import torch_npu
 
     x = _normal(5, 64)
@@ -50,7 +49,7 @@ def test_initial_routing(counted: bool) -> None:
         *(x.npu(), EXPERTS.npu()),
         active_num=10,
         expert_num=4,
-        expert_tokens_num_type=int(counted),
+        expert_tokens_num_type=1,
         expert_tokens_num_flag=True,
         active_expert_range=[0, 4],
         quant_mode=-1,
@@ -59,8 +58,7 @@ def test_initial_routing(counted: bool) -> None:
     order = EXPERTS.reshape(-1).argsort(stable=True)
     assert torch.equal(expanded.cpu(), x[order // 2])
     assert torch.equal(rows.cpu().long()[order], torch.arange(10))
-    counts = torch.tensor([3, 2, 3, 2])
-    assert torch.equal(tokens.cpu(), counts if counted else counts.cumsum(0))
+    assert tokens.cpu().tolist() == [3, 2, 3, 2]
 
 
 def test_tokens_of_experts() -> None:
@@ -131,3 +129,44 @@ def test_products_with_int8_weights(group_size: int) -> None:
     expected = (x.double() @ (weight.float() * rows).double()).bfloat16()
     assert_close(result.cpu(), expected, None)
     assert launches()["aclnnWeightQuantBatchMatmulV2"]
+
+
+def _refused(match: str, function: Any, *args: Any, **kwargs: Any) -> None:
+    with pytest.raises(RuntimeError, match=match) as error:
+        function(*args, **kwargs)
+    assert "[source: docs/zh/custom_APIs/torch_npu/" in str(error.value)
+
+
+def test_what_is_documented_is_checked() -> None:
+    import torch_npu
+
+    logits, x = _normal(5, 2).npu(), _normal(5, 64).npu()
+    gate = torch_npu.npu_moe_gating_top_k_softmax
+    _refused("k 1025 outside 1 to 1024", gate, _normal(2, 2048).npu(), k=1025)
+    route = torch_npu.npu_moe_init_routing_v2
+    options = {"expert_num": 4, "active_expert_range": [0, 4], "quant_mode": -1}
+    known = options | {"expert_tokens_num_type": 1}
+    experts = EXPERTS.npu()
+    _refused("expert_tokens_num_flag False", route, x, experts, **known)
+    options["expert_tokens_num_flag"] = True
+    _refused("expert_tokens_num_type 0", route, x, experts, **options)
+    _refused("expert_idx is torch.int64", route, x, experts.long(), **options)
+    back = torch_npu.npu_moe_token_unpermute
+    places = torch.arange(5, device="npu", dtype=torch.int32)
+    _refused("probs .* for 5 sorted_indices", back, x, places, logits)
+
+
+def test_products_per_expert_that_are_refused() -> None:
+    import torch_npu
+
+    def run(weight: torch.Tensor, groups: list[int], dtype: torch.dtype = torch.int64) -> None:
+        torch_npu.npu_grouped_matmul(
+            *([_normal(9, 32).npu()], [weight.npu()]),
+            group_list=torch.tensor(groups, dtype=dtype).npu(),
+            split_item=3,
+            group_type=0,
+            group_list_type=1,
+        )
+
+    _refused("must not be of one", run, _normal(1, 32, 48), [9])
+    _refused("inner dimension must be below", run, _normal(2, 32, 1 << 16), [4, 5])

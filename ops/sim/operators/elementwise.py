@@ -212,6 +212,12 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
     target.copy_(source)  # broadcasts, as Tensor.copy_ does
 
 
+@operator("aclnnForeachCopy", "LL")
+def _copy_each(sources: list[torch.Tensor], targets: list[torch.Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        write(target, source)
+
+
 @operator("aclnnCast", "TeT")
 def _cast(source: torch.Tensor, _dtype: int, out: torch.Tensor) -> None:
     write(out, source)

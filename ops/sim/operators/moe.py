@@ -6,16 +6,17 @@ import torch
 
 from ..table import operator, write
 from .matmul import product
+from .moe_checks import check_gating, check_grouped, check_routing, check_unpermute
 
 #: Meaning of ``group_list``: sums of the rows up to each expert, or rows of each.
 _CUMULATED, _COUNTED = 0, 1
 
 #: What aclnnMoeInitRoutingV3 reports about experts, and how it quantises.
-_TOKENS_CUMULATED, _TOKENS_COUNTED = 0, 1
+_TOKENS_COUNTED = 1
 _UNQUANTISED = -1
 
 
-@operator("aclnnMoeGatingTopKSoftmax", "TTiTTT")
+@operator("aclnnMoeGatingTopKSoftmax", "TTiTTT", check=check_gating)
 def _gate(
     logits: torch.Tensor,
     finished: torch.Tensor | None,
@@ -43,7 +44,7 @@ def _route(experts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return order, places
 
 
-@operator("aclnnMoeInitRoutingV3", "TTTTiiiiibiAiTTTT")
+@operator("aclnnMoeInitRoutingV3", "TTTTiiiiibiAiTTTT", check=check_routing)
 def _init_routing(
     x: torch.Tensor,
     experts: torch.Tensor,
@@ -54,7 +55,7 @@ def _init_routing(
     expert_count: int,
     drop: int,
     tokens_type: int,
-    tokens_flag: bool,
+    _tokens_flag: bool,
     quant_mode: int,
     expert_range: list[int] | None,
     row_type: int,
@@ -78,11 +79,9 @@ def _init_routing(
     write(row_index, places if row_type == 0 else order)
     if scale is not None and scale.numel():
         write(expanded_scale, scale[source].view(expanded_scale.shape))
-    if tokens_flag:
-        counts = torch.bincount(experts.reshape(-1).long(), minlength=expert_count)
-        if tokens_type not in (_TOKENS_CUMULATED, _TOKENS_COUNTED):
-            raise NotImplementedError(f"expert_tokens_num_type {tokens_type} is not simulated")
-        write(tokens, counts.cumsum(0) if tokens_type == _TOKENS_CUMULATED else counts)
+    if tokens_type != _TOKENS_COUNTED:
+        raise NotImplementedError(f"expert_tokens_num_type {tokens_type} is not simulated")
+    write(tokens, torch.bincount(experts.reshape(-1).long(), minlength=expert_count))
 
 
 @operator("aclnnMoeTokenPermute", "TTibTT")
@@ -102,7 +101,7 @@ def _permute(
     write(places, place.view(places.shape))
 
 
-@operator("aclnnMoeTokenUnpermute", "TTTbAT")
+@operator("aclnnMoeTokenUnpermute", "TTTbAT", check=check_unpermute)
 def _unpermute(
     permuted: torch.Tensor,
     places: torch.Tensor,
@@ -137,7 +136,7 @@ def _given(tensors: list[torch.Tensor] | None) -> list[torch.Tensor]:
     return [each for each in tensors or [] if each is not None and each.numel()]
 
 
-@operator("aclnnGroupedMatmulV5", "LLLLLLLLTLLLiiiiALLL")
+@operator("aclnnGroupedMatmulV5", "LLLLLLLLTLLLiiiiALLL", check=check_grouped)
 def _grouped_matmul(
     x: list[torch.Tensor],
     weights: list[torch.Tensor],

@@ -1,0 +1,92 @@
+"""Mixture of experts: choice of experts, and their products, with shapes that no token decides."""
+
+from __future__ import annotations
+
+import torch
+import torch_npu
+
+from .elementwise import swiglu
+
+#: ``expert_tokens_num_type`` and ``group_list_type``: how many rows each expert gets.
+_COUNTS = 1
+
+
+def choose_softmax(
+    logits: torch.Tensor, top_k: int, renormalise: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose the most probable experts of each token.
+
+    Args:
+        logits: ``[tokens, experts]``, any float.
+        top_k: experts of a token.
+        renormalise: whether a token's weights shall add up to one.
+
+    Returns:
+        Weights, float32 ``[tokens, top_k]``, and experts, int32 of the same shape.
+    """
+    weights, experts, _ = torch_npu.npu_moe_gating_top_k_softmax(logits.float(), k=top_k)
+    return _renormalised(weights, renormalise), experts
+
+
+def choose_sigmoid(
+    logits: torch.Tensor, top_k: int, renormalise: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose the experts with the largest sigmoid; arguments as in :func:`choose_softmax`."""
+    weights, experts = logits.float().sigmoid().topk(top_k, -1)
+    return _renormalised(weights, renormalise), experts.to(torch.int32)
+
+
+def _renormalised(weights: torch.Tensor, renormalise: bool) -> torch.Tensor:
+    return weights / weights.sum(-1, keepdim=True) if renormalise else weights
+
+
+def swiglu_experts(
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    weights: torch.Tensor,
+    experts: torch.Tensor,
+) -> torch.Tensor:
+    """Return the weighted sum of each token's experts, ``down(silu(gate(x)) * up(x))``.
+
+    Six launches, whatever the number of experts: rows are sorted by expert, multiplied in runs,
+    and brought back. How many rows an expert gets stays on the device.
+
+    Args:
+        x: ``[tokens, hidden]``, bfloat16 or float16.
+        gate_up: ``[experts, hidden, 2 * intermediate]``, gate first, the dtype of ``x``.
+        down: ``[experts, intermediate, hidden]``, the dtype of ``x``.
+        weights: float32 ``[tokens, top_k]``.
+        experts: int32 ``[tokens, top_k]``.
+
+    Returns:
+        ``[tokens, hidden]``, the dtype of ``x``.
+    """
+    count = gate_up.shape[0]
+    rows, places, counts, _ = torch_npu.npu_moe_init_routing_v2(
+        x,
+        experts,
+        active_num=experts.numel(),
+        expert_num=count,
+        expert_tokens_num_type=_COUNTS,
+        expert_tokens_num_flag=True,
+        active_expert_range=[0, count],
+        quant_mode=-1,
+        row_idx_type=0,
+    )
+    inner = swiglu(_by_expert(rows, gate_up, counts))
+    outer = _by_expert(inner, down, counts)
+    out: torch.Tensor = torch_npu.npu_moe_token_unpermute(outer, places, weights.to(x.dtype))
+    return out
+
+
+def _by_expert(rows: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = torch_npu.npu_grouped_matmul(
+        [rows],
+        [weight],
+        group_list=counts,
+        split_item=3,
+        group_type=0,
+        group_list_type=_COUNTS,
+    )[0]
+    return out

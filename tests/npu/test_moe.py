@@ -1,0 +1,106 @@
+"""Mixture of experts on an NPU: the CPU platform's tokens, in every graph mode."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from engines import Answer, EngineProcess
+from npu_engines import CAPTURED, NPUModels, assert_identical, assert_near, on_the_cpu, settings
+from prompts import tokens
+
+LAYERS = 2
+SHAPE: dict[str, Any] = {"architecture": "qwen3_moe", "intermediate": 64, "layers": LAYERS}
+RUN = {"prompts": [tokens(count, seed=count) for count in (7, 39, 150)], "max_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def model(models: NPUModels) -> str:
+    return models("qwen3_moe", **SHAPE)
+
+
+@pytest.fixture(scope="module")
+def eager(npu: EngineProcess, model: str) -> Answer:
+    return npu.run(settings(model), RUN)
+
+
+@pytest.mark.engine
+def test_tokens_are_those_of_the_cpu(cpu: EngineProcess, model: str, eager: Answer) -> None:
+    wanted = cpu.run(on_the_cpu(settings(model)), RUN)
+    assert eager.made_of["platform"] == "AscendNPUPlatform"
+    assert assert_near(wanted.outputs(), eager.outputs()) > 0
+
+
+@pytest.mark.engine
+def test_graphs_give_the_tokens_of_the_eager_engine(
+    npu: EngineProcess, model: str, eager: Answer
+) -> None:
+    """Tokens of another step go to other experts: nothing of that is frozen."""
+    answer = npu.run(settings(model, "full and piecewise"), RUN)
+    assert_identical(eager.outputs(), answer.outputs())
+    assert answer.made_of["graphs"]["captures"] == len(CAPTURED) * (LAYERS + 2)
+    assert answer.made_of["graphs"]["replays"] > 0
+
+
+def test_what_is_refused_is_said() -> None:
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+
+    from ascend_plugin.worker.npu_moe import why_not
+
+    def reasons(use_ep: bool = False, enable_eplb: bool = False, **changes: Any) -> str:
+        parallel = SimpleNamespace(use_ep=use_ep, enable_eplb=enable_eplb)
+        plain = {"has_bias": False, "is_lora_enabled": False, "activation": MoEActivation.SILU}
+        return ", ".join(why_not(SimpleNamespace(moe_parallel_config=parallel, **plain | changes)))
+
+    assert reasons() == ""
+    assert "leave --enable-expert-parallel out" in reasons(use_ep=True)
+    assert "leave --enable-eplb out" in reasons(enable_eplb=True)
+    assert "bias" in reasons(has_bias=True)
+    assert "LoRA" in reasons(is_lora_enabled=True)
+    assert "'gelu', not SwiGLU" in reasons(activation=MoEActivation.GELU)
+
+
+TOKENS, HIDDEN, INNER, EXPERTS = 9, 64, 32, 6
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_choice_of_experts(kind: str, renormalise: bool, device: torch.device) -> None:
+    from ascend_plugin.ops.npu import experts
+
+    torch.manual_seed(0)
+    logits = torch.randn(TOKENS, EXPERTS).to(torch.bfloat16)
+    choose = experts.choose_softmax if kind == "softmax" else experts.choose_sigmoid
+    weights, ids = choose(logits.to(device), 3, renormalise)
+    scores = logits.float().softmax(-1) if kind == "softmax" else logits.float().sigmoid()
+    want, want_ids = scores.topk(3, -1)
+    if renormalise:
+        want = want / want.sum(-1, keepdim=True)
+    assert ids.dtype == torch.int32
+    torch.testing.assert_close(scores.gather(1, ids.cpu().long()), scores.gather(1, want_ids))
+    torch.testing.assert_close(weights.cpu(), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("tokens_", [1, TOKENS])
+def test_products_of_experts(tokens_: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Some experts get no row; a token's experts are in no order."""
+    from ascend_plugin.ops.npu import experts
+
+    torch.manual_seed(1)
+    x = torch.randn(tokens_, HIDDEN).to(dtype)
+    gate_up = (torch.randn(EXPERTS, HIDDEN, 2 * INNER) * HIDDEN**-0.5).to(dtype)
+    down = (torch.randn(EXPERTS, INNER, HIDDEN) * INNER**-0.5).to(dtype)
+    ids = torch.stack([torch.randperm(EXPERTS - 1)[:2] for _ in range(tokens_)]).int()
+    weights = torch.rand(tokens_, 2)
+    on_device = [each.to(device) for each in (x, gate_up, down, weights, ids)]
+    got = experts.swiglu_experts(*on_device).cpu()
+    want = torch.zeros(tokens_, HIDDEN)
+    for token in range(tokens_):
+        for weight, expert in zip(weights[token], ids[token].tolist(), strict=True):
+            gate, up = (x[token].float() @ gate_up[expert].float()).chunk(2)
+            inner = torch.nn.functional.silu(gate) * up
+            want[token] += weight * (inner @ down[expert].float())
+    torch.testing.assert_close(got.float(), want, atol=3e-2, rtol=3e-2)

@@ -12,6 +12,9 @@ from typing import NamedTuple
 #: Bytes of one fractal row: the NPU's cube reads 32-byte rows, whatever the element.
 FRACTAL_ROW_BYTES = 32
 
+#: A pool of patches has one slot for so many tokens, for K and for V.
+TOKENS_PER_PATCH_SLOT = 8
+
 
 class Quantisation(IntEnum):
     """What the elements of K and V in a page mean.
@@ -102,20 +105,30 @@ class PlaneLayout(NamedTuple):
 
     They take it as ``int[] layout``, like a :class:`PageLayout`. ``num_blocks`` pages are one array
     of ``2 * num_blocks`` planes: K of block 0, V of block 0, K of block 1, and so on, each
-    ``(num_kv_heads, padded_head_dim / C0, block_size, C0)``. C8D's scales lie behind all of them in
-    the same order, float32 ``(num_kv_heads, block_size)`` each.
+    ``(num_kv_heads, padded_head_dim / C0, block_size, C0)``. What int8 pages have besides lies
+    behind all of them in the same order: of C8D the scales, float32 ``(num_kv_heads, block_size)``;
+    of C8P the pools of patches, ``(num_kv_heads, pool_bytes)``.
 
     Attributes:
         block_size: tokens in a block.
         head_dim: elements of K, and of V, per token and head.
         num_kv_heads: key/value heads of the layer on this device.
         quantisation: a :class:`Quantisation`.
+        patch_code: C8P: a :class:`PatchCode`.
+        patch_slots: C8P: slots of a pool; a pool is as in :class:`PageLayout`, and zeros.
     """
 
     block_size: int
     head_dim: int
     num_kv_heads: int
     quantisation: int = Quantisation.NONE
+    patch_code: int = PatchCode.INT4
+    patch_slots: int = 0
+
+    @property
+    def pool_bytes(self) -> int:
+        """Bytes of a pool of patches, of K or of V of one (block, kv head); 0 without."""
+        return patch_pool_bytes(self.patch_slots, padded_head_dim(self.head_dim, 1))
 
 
 def column_group(itemsize: int) -> int:
@@ -127,3 +140,16 @@ def padded_head_dim(head_dim: int, itemsize: int) -> int:
     """Return ``head_dim`` in whole column groups; what the padding columns hold is undefined."""
     group = column_group(itemsize)
     return -(-head_dim // group) * group
+
+
+def patch_pool_bytes(slots: int, columns: int) -> int:
+    """Return the bytes of a pool of patches in the arrangement ``PLANE_MAJOR``.
+
+    A slot is a tag of 2, a scale of 4 and half a byte per column. Two more make the pools of K and
+    V together a whole number of bytes for every token of a block, which has 8 tokens per slot.
+
+    Args:
+        slots: of the pool.
+        columns: the padded head dimension.
+    """
+    return slots * (2 + 4 + columns // 2 + 2)

@@ -14,6 +14,7 @@ import torch
 
 from ascend_plugin.ops import checks
 from ascend_plugin.ops.page_layout import (
+    TOKENS_PER_PATCH_SLOT,
     Arrangement,
     PageLayout,
     PatchCode,
@@ -21,6 +22,7 @@ from ascend_plugin.ops.page_layout import (
     Quantisation,
     column_group,
     padded_head_dim,
+    patch_pool_bytes,
 )
 
 
@@ -58,9 +60,6 @@ class Region:
     nbytes: int
 
 
-#: A pool of patches has one slot for so many tokens, for K and for V.
-TOKENS_PER_PATCH_SLOT = 8
-
 #: Runs start on cache lines.
 _RUN_ALIGNMENT = 64
 
@@ -76,8 +75,8 @@ class PageFormat:
     token and starts on a cache line.
 
     In the arrangement ``PLANE_MAJOR`` a page is K of all kv heads, then V of all kv heads. The
-    scales of C8D are a region of their own behind the pages of all blocks, so that K, V and both
-    scales are arrays in which block ``b`` has the index ``2 * b``: the NPU's fused attention finds
+    extras are a region of their own behind the pages of all blocks, so that K, V and the scales of
+    both are arrays in which block ``b`` has the index ``2 * b``: the NPU's fused attention finds
     all four through one block table.
 
     Attributes:
@@ -108,11 +107,6 @@ class PageFormat:
         checks.check_head_dim(self.head_dim)
         if self.num_kv_heads < 1:
             raise ValueError(f"a page needs at least one kv head, got {self.num_kv_heads}.")
-        if self._by_planes and self.quantisation is Quantisation.C8P:
-            raise ValueError(
-                "c8p pages exist in the arrangement RUN_MAJOR only: no operator of the NPU reads "
-                "patches. Set kv_cache.variant to 'c8s' or 'c8d'."
-            )
 
     @property
     def _by_planes(self) -> bool:
@@ -163,16 +157,21 @@ class PageFormat:
         return tuple(planes)
 
     def _block_planes(self) -> tuple[Plane, ...]:
-        heads, size = self.num_kv_heads, self.block_size
-        fractals = (heads, self.padded_head_dim // self.column_group, size, self.column_group)
-        nbytes = prod(fractals) * self.dtype.itemsize
-        planes = [
-            Plane(name, i * nbytes, nbytes, fractals, self.dtype) for i, name in enumerate("KV")
+        heads, size, columns = self.num_kv_heads, self.block_size, self.padded_head_dim
+        fractals = (heads, columns // self.column_group, size, self.column_group)
+        arrays: list[tuple[str, tuple[int, ...], torch.dtype, int]] = [
+            ("", fractals, self.dtype, 0)
         ]
         if self.quantisation is Quantisation.C8D:
-            nbytes = heads * size * torch.float32.itemsize
+            arrays.append((" scales", (heads, size), torch.float32, 1))
+        if self.quantisation is Quantisation.C8P:
+            pool = patch_pool_bytes(self.patch_slots, columns)
+            arrays.append((" patches", (heads, pool), torch.uint8, 1))
+        planes = []
+        for suffix, shape, dtype, region in arrays:
+            nbytes = prod(shape) * dtype.itemsize
             planes += [
-                Plane(f"{name} scales", i * nbytes, nbytes, (heads, size), torch.float32, region=1)
+                Plane(f"{name}{suffix}", i * nbytes, nbytes, shape, dtype, region)
                 for i, name in enumerate("KV")
             ]
         return tuple(planes)
@@ -217,7 +216,12 @@ class PageFormat:
         if not self._by_planes:
             raise ValueError("pages of the arrangement RUN_MAJOR have no planes; use layout().")
         return PlaneLayout(
-            self.block_size, self.head_dim, self.num_kv_heads, int(self.quantisation)
+            block_size=self.block_size,
+            head_dim=self.head_dim,
+            num_kv_heads=self.num_kv_heads,
+            quantisation=int(self.quantisation),
+            patch_code=int(self.patch_code) if self.patch_slots else 0,
+            patch_slots=self.patch_slots,
         )
 
     def layout(self) -> PageLayout:
@@ -255,7 +259,7 @@ class PageFormat:
         """Byte regions of ``num_blocks`` pages that lie one after the other.
 
         Moving all regions of a block moves everything that its attention needs. There is one, or
-        two where scales are arranged by planes.
+        two where int8 pages with scales or patches are arranged by planes.
 
         Raises:
             ValueError: ``num_blocks`` is negative.

@@ -7,7 +7,14 @@ from typing import NamedTuple
 import torch
 
 from .. import checks
-from ..page_layout import PlaneLayout, Quantisation, column_group, padded_head_dim
+from ..page_layout import (
+    TOKENS_PER_PATCH_SLOT,
+    PatchCode,
+    PlaneLayout,
+    Quantisation,
+    column_group,
+    padded_head_dim,
+)
 
 
 class Planes(NamedTuple):
@@ -22,6 +29,7 @@ class Planes(NamedTuple):
         key_scales: C8D: float32 ``[P, kv_heads, block_size]``, contiguous.
         value_scales: the same, one plane further.
         scales: C8D: float32 ``[2 * num_blocks, kv_heads, block_size]``, K's at even indices.
+        patches: C8P: uint8 ``[2 * num_blocks, kv_heads, pool_bytes]``, K's at even indices.
     """
 
     key: torch.Tensor
@@ -29,6 +37,17 @@ class Planes(NamedTuple):
     key_scales: torch.Tensor | None = None
     value_scales: torch.Tensor | None = None
     scales: torch.Tensor | None = None
+    patches: torch.Tensor | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks there are."""
+        return (self.key.shape[0] + 1) // 2
+
+    @property
+    def extras(self) -> torch.Tensor | None:
+        """What lies behind all planes of K and V: scales, patches, or nothing."""
+        return self.scales if self.scales is not None else self.patches
 
 
 def page_planes(pages: torch.Tensor, layout: PlaneLayout) -> Planes:
@@ -45,9 +64,13 @@ def page_planes(pages: torch.Tensor, layout: PlaneLayout) -> Planes:
     plane = heads * columns * size
     flat = pages.view(-1)
     key, value = (flat[i * plane : (i + 2 * blocks - 1) * plane].view(shape) for i in range(2))
+    start = 2 * blocks * plane
+    if layout.quantisation == Quantisation.C8P:
+        stop = start + 2 * blocks * heads * layout.pool_bytes
+        pools = flat[start:stop].view(torch.uint8).view(2 * blocks, heads, layout.pool_bytes)
+        return Planes(key, value, patches=pools)
     if layout.quantisation != Quantisation.C8D:
         return Planes(key, value)
-    start = 2 * blocks * plane
     stop = start + 2 * blocks * heads * size * torch.float32.itemsize
     scales = flat[start:stop].view(torch.float32).view(2 * blocks, heads, size)
     return Planes(key, value, scales[:-1], scales[1:], scales)
@@ -63,6 +86,7 @@ def check_pages(pages: torch.Tensor, layout: PlaneLayout) -> None:
     checks.check_page_dtype(pages.dtype, quantisation)
     checks.check_block_size(layout.block_size)
     checks.check_head_dim(layout.head_dim)
+    _check_slots(layout, quantisation)
     wanted = (layout.num_kv_heads, layout.block_size)
     if pages.dim() != 4 or pages.shape[0] < 1 or tuple(pages.shape[1:3]) != wanted:
         raise ValueError(
@@ -72,6 +96,7 @@ def check_pages(pages: torch.Tensor, layout: PlaneLayout) -> None:
     itemsize = pages.element_size()
     needed = 2 * padded_head_dim(layout.head_dim, itemsize) * itemsize
     needed += 8 if quantisation is Quantisation.C8D else 0
+    needed += 2 * layout.pool_bytes // layout.block_size
     if pages.shape[3] * itemsize < needed:
         raise ValueError(
             f"a (kv head, token) of pages holds {pages.shape[3] * itemsize} bytes, {needed} are "
@@ -81,6 +106,17 @@ def check_pages(pages: torch.Tensor, layout: PlaneLayout) -> None:
         raise ValueError(
             "the fused operators of the NPU take contiguous pages, as in vLLM's KV cache layout "
             f"LBHNC; got strides {pages.stride()}. Unset VLLM_KV_CACHE_LAYOUT."
+        )
+
+
+def _check_slots(layout: PlaneLayout, quantisation: Quantisation) -> None:
+    patched = quantisation is Quantisation.C8P
+    wanted = layout.block_size // TOKENS_PER_PATCH_SLOT if patched else 0
+    if layout.patch_slots != wanted or layout.patch_code not in tuple(PatchCode):
+        raise ValueError(
+            f"{quantisation.name.lower()} pages have {wanted} patch slots and a code of "
+            f"{[int(code) for code in PatchCode]}, the layout says {layout.patch_slots} and "
+            f"{layout.patch_code}; make it with PageFormat.plane_layout()."
         )
 
 

@@ -40,9 +40,16 @@ def build(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build although it is built.")] = False,
 ) -> None:
-    """Build the simulator into the cache; `run` does that by itself."""
+    """Build the simulator, and the host models of the AscendC kernels, into the cache.
+
+    `run` does the first by itself, and its processes the second when they first want a kernel.
+    """
     with progress() as report:
         built = simulator.build(_version(), wheel, force, report)
+        # Late: this imports torch.
+        from ascend_plugin.ops.ascendc import library as kernels
+
+        kernels.build_models(built.packages, report, force)
     typer.echo(f"The simulated NPU for torch_npu {built.version} is in {built.libraries}.")
 
 

@@ -113,7 +113,7 @@ def build(
     """
     _check_machine()
     packages, installed = _packages(version)
-    with _lock():
+    with build_lock():
         if not installed and (wheel_file is not None or not packages.is_dir()):
             wheel.unpack_wheel(version, packages, wheel_file, report)
         libraries = _library_folder(version, packages)
@@ -176,7 +176,8 @@ def _check_machine() -> None:
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
+def build_lock() -> Iterator[None]:
+    """Let one process at a time build in the cache folder."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

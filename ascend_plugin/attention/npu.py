@@ -1,40 +1,36 @@
-"""vLLM's attention interface on the NPU's fused operators.
+"""vLLM's attention interface on the NPU's fused operators and the plugin's AscendC kernels.
 
 Source of the interface: ``vllm/v1/attention/backend.py`` of vLLM 0.32.0.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from vllm.v1.attention.backend import (
-    AttentionCGSupport,
     AttentionImpl,
-    AttentionMetadataBuilder,
     AttentionType,
-    CommonAttentionMetadata,
 )
-from vllm.v1.kv_cache_interface import KVCacheLayout, KVQuantMode
+from vllm.v1.kv_cache_interface import KVCacheLayout
 
-from ascend_plugin.config import INT8_DTYPE, parse_config
+from ascend_plugin.config import INT8_DTYPE
 from ascend_plugin.graph import npu as graphs
 from ascend_plugin.kv_cache import PageFormat
-from ascend_plugin.ops.npu import attention, gather, write
+from ascend_plugin.ops.npu import ascendc, attention, paths, write
 from ascend_plugin.ops.npu.device import npu
 from ascend_plugin.ops.npu.hadamard import rotate
-from ascend_plugin.ops.npu.planes import Planes, page_planes, plane_blocks, plane_slots
-from ascend_plugin.ops.page_layout import Arrangement, Quantisation
+from ascend_plugin.ops.npu.planes import Planes, page_planes
+from ascend_plugin.ops.page_layout import Arrangement, PatchCode, Quantisation
 
 from .kv_quantisation import LayerQuantisation
+from .npu_counters import device_counters, forget_counters
+from .npu_metadata import AscendNPUMetadata, AscendNPUMetadataBuilder
 from .pages import NZPageBackend
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.attention.backend import AttentionLayer
-    from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheSpec
 
 
 #: Tokens in a block where the user does not say: what the operators for int8 pages want.
@@ -71,155 +67,6 @@ class AscendNPUAttentionBackend(NZPageBackend):
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
         """Return the layout in which a layer's pages are contiguous."""
         return (KVCacheLayout.LBHNC,)
-
-
-def _possible_variants(vllm_config: VllmConfig) -> list[Quantisation]:
-    """Return the variants that int8 layers may have; which one has which is not asked here."""
-    config = parse_config(vllm_config.additional_config).kv_cache
-    # Without a name it depends on the checkpoint.
-    names: set[str] = {config.variant} if config.variant else {"c8d", "c8s"}
-    names |= set(config.layers.values()) - {"auto"}
-    return [Quantisation[name.upper()] for name in sorted(names)]
-
-
-@dataclass(slots=True)
-class AscendNPUMetadata:
-    """One batch, as the operators take it.
-
-    Attributes:
-        num_actual_tokens: rows of the batch; those of a captured graph include padding.
-        batch: lengths and blocks.
-        slots: int32 ``[num_actual_tokens]``, where new tokens go among planes.
-    """
-
-    num_actual_tokens: int
-    batch: attention.Batch
-    slots: torch.Tensor
-
-
-class AscendNPUMetadataBuilder(AttentionMetadataBuilder[AscendNPUMetadata]):
-    """Turn vLLM's batch into what the fused operators take, at addresses that do not change."""
-
-    _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.UNIFORM_BATCH
-
-    @classmethod
-    def get_cudagraph_support(
-        cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec
-    ) -> AttentionCGSupport:
-        """Return whether attention can be captured: not if pages are dequantised first.
-
-        That path computes where tokens lie on the host, anew for every batch.
-        """
-        spec: Any = kv_cache_spec
-        if spec.kv_quant_mode == KVQuantMode.NONE:
-            return cls._cudagraph_support
-        heads = vllm_config.model_config.get_num_attention_heads(vllm_config.parallel_config)
-        fused = all(
-            attention.fused_support(
-                attention.FusedRequest(
-                    vllm_config.model_config.dtype,
-                    variant,
-                    heads,
-                    spec.num_kv_heads,
-                    spec.head_size,
-                    spec.block_size,
-                    uniform=1,
-                    window=bool(getattr(spec, "sliding_window", None)),
-                )
-            ).ok
-            for variant in _possible_variants(vllm_config)
-        )
-        return cls._cudagraph_support if fused else AttentionCGSupport.NEVER
-
-    def __init__(
-        self,
-        kv_cache_spec: AttentionSpec,
-        layer_names: list[str],
-        vllm_config: VllmConfig,
-        device: torch.device,
-    ) -> None:
-        """Reserve the buffers that captured graphs read."""
-        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self._reorder()
-        tokens = vllm_config.scheduler_config.max_num_batched_tokens
-        self._slots = torch.empty(tokens, dtype=torch.int32, device=device)
-        self._blocks = torch.empty((0, 0), dtype=torch.int32, device=device)
-
-    def _reorder(self) -> None:
-        """Let vLLM put decoding and verifying sequences first."""
-        self._init_reorder_batch_threshold(1, supports_spec_as_decode=True)
-
-    def build(
-        self,
-        common_prefix_len: int,
-        common_attn_metadata: CommonAttentionMetadata,
-        fast_build: bool = False,
-    ) -> AscendNPUMetadata:
-        """Return the batch in the operators' form.
-
-        Raises:
-            ValueError: the batch mixes causal and bidirectional sequences.
-        """
-        told = common_attn_metadata
-        if isinstance(told.causal, torch.Tensor):
-            raise ValueError(
-                "this batch mixes causal and bidirectional sequences, which the fused attention of "
-                "the NPU does not serve."
-            )
-        tokens = told.num_actual_tokens
-        slots = plane_slots(
-            told.slot_mapping[:tokens], self._block_size(), self._room(tokens)[:tokens]
-        )
-        ends, lengths = _rows(told)
-        batch = attention.Batch(
-            ends, lengths, self._planes_of(told.block_table_tensor), _uniform(ends), told.causal
-        )
-        return AscendNPUMetadata(tokens, batch, slots)
-
-    def _block_size(self) -> int:
-        spec: Any = self.kv_cache_spec
-        return int(spec.block_size)
-
-    def _room(self, tokens: int) -> torch.Tensor:
-        if tokens > self._slots.shape[0]:
-            self._slots = torch.empty(tokens, dtype=torch.int32, device=self.device)
-        return self._slots
-
-    def _planes_of(self, block_table: torch.Tensor) -> torch.Tensor:
-        """Return indices of planes in the buffer that graphs know, for block ids."""
-        sequences, width = block_table.shape
-        if sequences > self._blocks.shape[0] or width != self._blocks.shape[1]:
-            rows = max(sequences, self.vllm_config.scheduler_config.max_num_seqs)
-            self._blocks = torch.zeros((rows, width), dtype=torch.int32, device=self.device)
-        return plane_blocks(block_table, out=self._blocks[:sequences])
-
-
-def _rows(told: CommonAttentionMetadata) -> tuple[list[int], list[int]]:
-    """Return where each sequence's rows end, and how long its context is, as numbers.
-
-    Both are on the host already: nothing waits for the device. Rows that pad a captured graph are
-    given to the sequences that pad it, which have no context.
-    """
-    ends = told.query_start_loc_cpu[1 : told.num_reqs + 1].tolist()
-    # Exact, unless vLLM schedules drafts ahead of their verification, which the platform forbids.
-    lengths = told.seq_lens_cpu_upper_bound[: told.num_reqs].tolist()
-    if ends and ends[-1] < told.num_actual_tokens:
-        used = ends[-1]
-        for i, (end, length) in enumerate(zip(ends, lengths, strict=True)):
-            if end == used and not length:
-                ends[i] = min(ends[i - 1] + told.max_query_len, told.num_actual_tokens)
-    if ends and ends[-1] != told.num_actual_tokens:
-        raise ValueError(
-            f"a batch of {told.num_actual_tokens} tokens has sequences with {ends[-1]}; the fused "
-            "attention wants every row to belong to one. Set -cc.cudagraph_mode=PIECEWISE."
-        )
-    return ends, lengths
-
-
-def _uniform(ends: list[int]) -> int:
-    """Return how many rows every sequence has; 0: they differ."""
-    rows = {stop - start for start, stop in pairwise([0, *ends])}
-    return rows.pop() if len(rows) == 1 else 0
 
 
 class AscendNPUAttentionImpl(AttentionImpl[AscendNPUMetadata]):
@@ -274,7 +121,7 @@ class AscendNPUAttentionImpl(AttentionImpl[AscendNPUMetadata]):
         """Refuse, when the model is made, what no path can compute."""
         default = torch.get_default_dtype()
         dtype = default if default in write.DTYPES else torch.bfloat16
-        reasons = attention.common_reasons(self._request(dtype, 128, 0))
+        reasons = attention.common_reasons(self._request(dtype, 128))
         if reasons:
             raise ValueError(f"attention of this model is not served on an NPU: {reasons}.")
 
@@ -284,7 +131,15 @@ class AscendNPUAttentionImpl(AttentionImpl[AscendNPUMetadata]):
         told = self.kv_quantisation
         return Quantisation.NONE if told is None else told.quantisation
 
-    def _request(self, dtype: torch.dtype, block_size: int, uniform: int) -> attention.FusedRequest:
+    @property
+    def patch_code(self) -> PatchCode:
+        """How C8P pages code residuals."""
+        told = self.kv_quantisation
+        return PatchCode.INT4 if told is None else told.patch_code
+
+    def _request(
+        self, dtype: torch.dtype, block_size: int, uniform: int = 0, max_query: int = 0
+    ) -> attention.FusedRequest:
         return attention.FusedRequest(
             dtype,
             self.quantisation,
@@ -293,6 +148,7 @@ class AscendNPUAttentionImpl(AttentionImpl[AscendNPUMetadata]):
             self.head_size,
             block_size,
             uniform,
+            max_query,
             **self._options,
         )
 
@@ -306,7 +162,8 @@ class AscendNPUAttentionImpl(AttentionImpl[AscendNPUMetadata]):
                 kv_heads,
                 self.head_size,
                 self.quantisation,
-                arrangement=Arrangement.PLANE_MAJOR,
+                self.patch_code,
+                Arrangement.PLANE_MAJOR,
             )
             self._planes = page_planes(kv_cache, page.plane_layout())
             self._pages = kv_cache
@@ -315,10 +172,24 @@ class AscendNPUAttentionImpl(AttentionImpl[AscendNPUMetadata]):
 
     def _constants(self, device: torch.device) -> attention.Head:
         told = self.kv_quantisation
-        scales = None
-        if told is not None and told.channel_scales is not None:
-            scales = write.ChannelScales.of(told.channel_scales, device)
-        return attention.Head(self.num_heads, self.scale, self.window, self.quantisation, scales)
+        layer, scales = ascendc.Int8Layer(), None
+        if told is not None:
+            kernel_scales = None
+            if told.channel_scales is not None:
+                kernel_scales = write.kernel_scales(told.channel_scales, told.quantisation)
+                kernel_scales = kernel_scales.to(device).contiguous()
+            if told.channel_scales is not None and told.quantisation is Quantisation.C8S:
+                scales = write.ChannelScales.of(told.channel_scales, device)
+            layer = ascendc.Int8Layer(
+                told.quantisation,
+                kernel_scales,
+                told.patch_code,
+                told.patch_thresholds or (0.0, 0.0),
+                device_counters(told.counters, device),
+            )
+        return attention.Head(
+            self.num_heads, self.scale, self.window, self.quantisation, scales, layer
+        )
 
     def do_kv_cache_update(
         self,
@@ -335,12 +206,12 @@ class AscendNPUAttentionImpl(AttentionImpl[AscendNPUMetadata]):
         planes = self.planes(kv_cache)
         assert self._head is not None
         tokens = min(told.num_actual_tokens, key.shape[0])
-        write.write_planes(
+        write.write(
             key[:tokens],
             value[:tokens],
             planes,
-            told.slots[:tokens],
-            self.quantisation,
+            told.slots.first(tokens),
+            self._head.layer,
             self._head.scales,
         )
 
@@ -385,17 +256,17 @@ class AscendNPUAttentionImpl(AttentionImpl[AscendNPUMetadata]):
         out: torch.Tensor,
     ) -> None:
         assert self._head is not None
-        request = self._request(query.dtype, planes.key.shape[3], batch.uniform)
+        block_size = planes.key.shape[3]
+        request = self._request(query.dtype, block_size, batch.uniform, batch.max_query)
         chosen = attention.operator.choose(request).implementation.name
-        if chosen == gather.NAME:
-            gather.attend(query, planes, batch, self._head, out)
-        elif not npu.is_current_stream_capturing():
-            attention.attend(query, planes, batch, self._head, out)
-        else:
-            if self.quantisation is Quantisation.C8D:
-                query = rotate(query)
-            call = attention.fused_call(query, planes, batch, self._head)
-            graphs.capture_call(layer_name, call, batch, out)
+        if chosen != attention.FUSED or not npu.is_current_stream_capturing():
+            # A kernel is captured like any other: it reads lengths on the device.
+            paths.attend(chosen, query, planes, batch, self._head, out)
+            return
+        if self.quantisation is Quantisation.C8D:
+            query = rotate(query)
+        call = attention.fused_call(query, planes, batch, self._head)
+        graphs.capture_call(layer_name, call, batch, out)
 
 
 def bind_pages(vllm_config: VllmConfig) -> None:
@@ -407,6 +278,7 @@ def bind_pages(vllm_config: VllmConfig) -> None:
     from vllm.config import get_layers_from_vllm_config
     from vllm.model_executor.layers.attention import Attention
 
+    forget_counters()
     dtype = vllm_config.model_config.dtype
     for layer in get_layers_from_vllm_config(vllm_config, Attention).values():
         impl: Any = layer.impl

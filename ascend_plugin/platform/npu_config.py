@@ -10,6 +10,7 @@ import torch
 
 from ascend_plugin.config import INT8_DTYPE, ConfigError, KVCacheConfig, PluginConfig
 from ascend_plugin.device import DEVICE_VARIABLE
+from ascend_plugin.ops.ascendc.library import why_missing
 
 if TYPE_CHECKING:
     from vllm.config import CompilationConfig, VllmConfig
@@ -63,10 +64,14 @@ def _refuse(vllm_config: VllmConfig, config: PluginConfig) -> None:
 
 
 def _refuse_patches(kv_cache: KVCacheConfig) -> None:
-    if "c8p" in {kv_cache.variant, *kv_cache.layers.values()}:
+    if "c8p" not in {kv_cache.variant, *kv_cache.layers.values()}:
+        return
+    missing = why_missing()
+    if missing:
         raise ConfigError(
-            "kv_cache asks for c8p, but no operator of the NPU reads its patches. Set "
-            "kv_cache.variant to 'c8s' (static scales) or 'c8d' (computed as tokens are written)."
+            "kv_cache asks for c8p, and only AscendC kernels read its patches, which are missing: "
+            f"{missing}. Or set kv_cache.variant to 'c8s' (static scales) or 'c8d' (computed as "
+            "tokens are written)."
         )
 
 
@@ -76,11 +81,12 @@ def _refuse_moving_scales(vllm_config: VllmConfig, kv_cache: KVCacheConfig) -> N
     if vllm_config.kv_transfer_config is None or not int8:
         return
     variants = {kv_cache.variant, *kv_cache.layers.values()}
-    if kv_cache.variant is None or "c8d" in variants:
+    if kv_cache.variant is None or variants & {"c8d", "c8p"}:
         raise ConfigError(
             "a KV connector moves a block as one piece of memory, and c8d keeps the scales of a "
-            "block apart from its K and V on an NPU. Set kv_cache.variant to 'c8s', or leave "
-            f"--kv-transfer-config or --kv-cache-dtype {INT8_DTYPE} out."
+            "block apart from its K and V on an NPU, as c8p does its patches. Set "
+            "kv_cache.variant to 'c8s', or leave --kv-transfer-config or --kv-cache-dtype "
+            f"{INT8_DTYPE} out."
         )
 
 

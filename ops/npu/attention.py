@@ -1,4 +1,9 @@
-"""Attention over planes through the fused infer attention operator (FIA).
+"""Attention over planes through the fused infer attention operator (FIA), and who serves what.
+
+The choice, best first: FIA where it reads the pages (those of c8d only without kernels: it wants
+their scales gathered); the AscendC kernel for decoding and verifying over int8 pages; for other
+batches over them, a kernel that copies their context out, dequantised, and FIA over that; without
+kernels the same copy by operators of torch_npu (``gather.py``).
 
 Source of the constraints: the documentation of ``torch_npu.npu_fused_infer_attention_score`` and
 the tiling checks of the operator's public sources.
@@ -7,6 +12,7 @@ the tiling checks of the operator's public sources.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +23,14 @@ import torch_npu
 from .. import quantise
 from ..dispatch import Implementation, Operator, Support
 from ..page_layout import Quantisation
+from . import ascendc
+from .ascendc import DeviceBatch, Int8Layer
 from .hadamard import rotate
 from .planes import Planes
 from .write import DTYPES, ChannelScales
+
+#: Names of the implementations, beside :data:`ascendc.NAME`.
+FUSED, KERNEL_GATHER, GATHER = "npu", "ascendc-gather", "npu-gather"
 
 #: Head dimensions for which the operator reads NZ pages of 16-bit elements.
 NZ_HEAD_DIMS = (64, 128)
@@ -54,7 +65,8 @@ class FusedRequest:
         num_kv_heads: kv heads.
         head_dim: elements of a head.
         block_size: tokens in a block.
-        uniform: query tokens of every sequence; 0: sequences differ.
+        uniform: query tokens of every sequence up to 16; 0: sequences differ, or have more.
+        max_query: the most query tokens of a sequence up to 16; 0: there are more.
         window: whether a row sees the latest tokens alone.
         soft_cap: whether scores are bounded.
         alibi: whether scores fall with the distance.
@@ -68,6 +80,7 @@ class FusedRequest:
     head_dim: int
     block_size: int
     uniform: int = 0
+    max_query: int = 0
     window: bool = False
     soft_cap: bool = False
     alibi: bool = False
@@ -75,13 +88,18 @@ class FusedRequest:
 
 
 def common_reasons(request: FusedRequest) -> str:
-    """Return why no path on the NPU serves a request; empty: nothing speaks against it."""
-    reasons = [
+    """Return why no path on the NPU serves a whole model; empty: nothing speaks against it."""
+    head_dim = (
+        request.head_dim not in NZ_HEAD_DIMS,
+        f"head dimension {request.head_dim}; NZ pages are read for 64 and 128",
+    )
+    return "; ".join(reason for wrong, reason in [*_score_reasons(request), head_dim] if wrong)
+
+
+def _score_reasons(request: FusedRequest) -> list[tuple[bool, str]]:
+    """Return conditions under which neither FIA nor a kernel computes the scores."""
+    return [
         (request.dtype not in DTYPES, f"{request.dtype} queries; allowed are bf16 and fp16"),
-        (
-            request.head_dim not in NZ_HEAD_DIMS,
-            f"head dimension {request.head_dim}; NZ pages are read for 64 and 128",
-        ),
         (
             request.num_heads % request.num_kv_heads != 0
             or request.num_heads // request.num_kv_heads > MAX_GROUP,
@@ -91,9 +109,7 @@ def common_reasons(request: FusedRequest) -> str:
         (request.soft_cap, "a soft cap, which the fused operator does not have"),
         (request.alibi, "ALiBi, for which the fused operator wants a bias per query and token"),
         (request.sinks, "attention sinks, which npu_fused_infer_attention_score does not have"),
-        (request.quantisation is Quantisation.C8P, "patches (c8p), which no operator reads"),
     ]
-    return "; ".join(reason for wrong, reason in reasons if wrong)
 
 
 def fused_support(request: FusedRequest) -> Support:
@@ -103,6 +119,8 @@ def fused_support(request: FusedRequest) -> Support:
         return Support(False, common)
     if request.quantisation is Quantisation.NONE:
         return Support(True, "the fused operator reads NZ pages")
+    if request.quantisation is Quantisation.C8P:
+        return Support(False, "patches (c8p), which no operator of torch_npu reads")
     heads = (request.num_heads, request.num_kv_heads)
     reasons = [
         (request.dtype != torch.bfloat16, f"{request.dtype} queries; int8 pages need bfloat16"),
@@ -126,7 +144,48 @@ def fused_support(request: FusedRequest) -> Support:
     why_not = "; ".join(reason for wrong, reason in reasons if wrong)
     if why_not:
         return Support(False, why_not)
+    if request.quantisation is Quantisation.C8D and kernel_support(request).ok:
+        return Support(
+            False, "c8d scales, which must be gathered for it; the AscendC kernel reads them itself"
+        )
     return Support(True, "the fused operator dequantises NZ pages as it reads them")
+
+
+def kernel_support(request: FusedRequest) -> Support:
+    """Say whether the AscendC kernel reads the pages themselves, and why."""
+    if request.quantisation is Quantisation.NONE:
+        return Support(False, "pages without quantisation, which the fused operator reads")
+    rows = request.max_query * (request.num_heads // request.num_kv_heads)
+    reasons = [
+        *_score_reasons(request),
+        (
+            not 1 <= request.max_query <= ascendc.MAX_QUERY,
+            f"more than {ascendc.MAX_QUERY} query tokens in a sequence",
+        ),
+        (
+            rows > ascendc.MAX_ROWS,
+            f"{rows} rows of a kv head (query tokens times heads that share it); the kernel holds "
+            f"{ascendc.MAX_ROWS}",
+        ),
+    ]
+    why_not = "; ".join(reason for wrong, reason in reasons if wrong)
+    return Support(False, why_not) if why_not else _kernel("paged_attention", request)
+
+
+def kernel_gather_support(request: FusedRequest) -> Support:
+    """Say whether an AscendC kernel dequantises pages for the fused operator, and why."""
+    common = common_reasons(request)
+    if common:
+        return Support(False, common)
+    if request.quantisation is Quantisation.NONE:
+        return Support(False, "pages without quantisation need no dequantisation")
+    return _kernel("kv_cache_gather", request)
+
+
+def _kernel(name: str, request: FusedRequest) -> Support:
+    return ascendc.support(
+        name, request.quantisation, request.dtype, request.head_dim, request.block_size
+    )
 
 
 def gather_support(request: FusedRequest) -> Support:
@@ -136,19 +195,23 @@ def gather_support(request: FusedRequest) -> Support:
         return Support(False, common)
     if request.quantisation is Quantisation.NONE:
         return Support(False, "pages without quantisation need no dequantisation")
+    if request.quantisation is Quantisation.C8P:
+        return Support(False, "patches (c8p), which no operator of torch_npu reads")
     return Support(True, "pages are gathered and dequantised, then attended to without pages")
 
 
 operator: Operator[FusedRequest] = Operator(
     "paged_attention (npu)",
     (
-        Implementation("npu", fused_support),
-        Implementation("npu-gather", gather_support),
+        Implementation(FUSED, fused_support),
+        Implementation(ascendc.NAME, kernel_support),
+        Implementation(KERNEL_GATHER, kernel_gather_support),
+        Implementation(GATHER, gather_support),
     ),
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Batch:
     """One batch as the fused operator takes it. Lengths are numbers on the host.
 
@@ -158,6 +221,7 @@ class Batch:
         blocks: int32 ``[sequences, max_blocks]``, indices of planes.
         uniform: query tokens of every sequence; 0: they differ.
         causal: whether a token sees only itself and earlier ones.
+        device: the same for kernels, which read lengths on the device.
     """
 
     query_ends: list[int]
@@ -165,6 +229,30 @@ class Batch:
     blocks: torch.Tensor
     uniform: int
     causal: bool = True
+    device: DeviceBatch | None = None
+
+    @property
+    def max_query(self) -> int:
+        """The most query tokens of a sequence up to 16; 0: there are more."""
+        most = 0 if self.device is None else self.device.max_query
+        return most if most <= ascendc.MAX_QUERY else 0
+
+    @functools.cached_property
+    def starts(self) -> torch.Tensor:
+        """The tokens of context before each sequence, int32 ``[sequences]`` on the device.
+
+        The numbers are made on the host, where lengths are known, and copied without waiting.
+        """
+        before = [0, *itertools.accumulate(self.seq_lens)][:-1]
+        host = torch.tensor(before, dtype=torch.int32).pin_memory()
+        return host.to(self.blocks.device, non_blocking=True)
+
+
+def uniform_rows(rows: Sequence[int]) -> int:
+    """Return how many query tokens every sequence has, up to 16; 0: they differ, or are more."""
+    found = set(rows)
+    each = found.pop() if len(found) == 1 else 0
+    return each if each <= ascendc.MAX_QUERY else 0
 
 
 @functools.cache
@@ -195,6 +283,7 @@ class Head:
         window: how many tokens a row sees, itself included; 0: all.
         quantisation: of the pages.
         scales: C8S: the layer's.
+        layer: what kernels must know of int8 pages.
     """
 
     num_heads: int
@@ -202,6 +291,7 @@ class Head:
     window: int = 0
     quantisation: Quantisation = Quantisation.NONE
     scales: ChannelScales | None = None
+    layer: Int8Layer = field(default_factory=Int8Layer)
 
     def scale_of(self, head_dim: int) -> float:
         """Return the factor of the products, which the rotation of C8D pages has made larger."""

@@ -1,31 +1,52 @@
-"""Attention over int8 planes that the fused operator cannot read: dequantise them first.
+"""Attention over int8 planes that neither FIA nor a kernel reads: dequantise them first.
 
-The pages of the batch are gathered, turned into 16-bit keys and values and attended to without
-pages. That moves three times the bytes and takes about ten launches more, but no constraint on
-heads, blocks or query tokens is left. Prefill and ragged batches of int8 caches always go this way.
+The context of the batch is gathered, turned into 16-bit keys and values and attended to without
+pages. No constraint on heads, blocks or query tokens is left. Prefill of int8 caches always goes
+this way. The AscendC kernel does it in one launch (:func:`attend_by_kernel`); without it operators
+of torch_npu take about ten, and move three times the bytes (:func:`attend`).
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 import torch_npu
 
+from ..dispatch import Implementation, Operator, Support
+from ..kv_cache_gather import GatherRequest
 from ..page_layout import Quantisation
+from . import ascendc
 from .attention import Batch, Head, masking
 from .hadamard import rotate
 from .planes import Planes
 
-#: The name of this implementation in the choice.
-NAME = "npu-gather"
+
+def kernel_support(request: GatherRequest) -> Support:
+    """Say whether the AscendC kernel copies sequences out of pages, and why."""
+    if request.quantisation is Quantisation.NONE:
+        return Support(False, "pages without quantisation, which the fused attention reads")
+    return ascendc.support(
+        "kv_cache_gather",
+        request.quantisation,
+        request.dtype,
+        request.head_dim,
+        request.block_size,
+    )
+
+
+operator: Operator[GatherRequest] = Operator(
+    "kv_cache_gather (npu)",
+    (Implementation(ascendc.NAME, kernel_support),),
+)
 
 
 def attend(
     query: torch.Tensor, planes: Planes, batch: Batch, head: Head, out: torch.Tensor
 ) -> None:
     """Attend ``query [tokens, heads, head_dim]`` to int8 planes, into ``out``."""
-    _, kv_heads, _, block_size, _ = planes.key.shape
+    block_size = planes.key.shape[3]
     index = _tokens(batch, block_size)
     key, value = (
         _dequantise(which, planes, batch, head, query.dtype).index_select(0, index)
@@ -34,11 +55,36 @@ def attend(
     if head.quantisation is Quantisation.C8D:
         # Keys stay turned: turning the queries is less work. The factor is the transform's square.
         query = rotate(query)
+    _attend_rows(query, key, value, batch, head, head.scale_of(query.shape[-1]), out)
+
+
+def attend_by_kernel(
+    query: torch.Tensor, planes: Planes, batch: Batch, head: Head, out: torch.Tensor
+) -> None:
+    """Attend ``query [tokens, heads, head_dim]`` to int8 planes, into ``out``: two launches."""
+    assert batch.device is not None
+    kv_heads, head_dim = planes.key.shape[1], query.shape[-1]
+    shape = (2, sum(batch.seq_lens), kv_heads, head_dim)
+    key, value = torch.empty(shape, dtype=query.dtype, device=query.device)
+    ascendc.gather(planes, batch.device, batch.starts, head.layer, (key, value))
+    _attend_rows(query, key, value, batch, head, head.scale, out)
+
+
+def _attend_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    batch: Batch,
+    head: Head,
+    scale: float,
+    out: torch.Tensor,
+) -> None:
+    """Attend to the context of the sequences, one after the other, ``[tokens, kv_heads, dim]``."""
     options: dict[str, Any] = {
         "input_layout": "TND",
         "num_heads": head.num_heads,
-        "num_key_value_heads": kv_heads,
-        "scale": head.scale_of(query.shape[-1]),
+        "num_key_value_heads": key.shape[1],
+        "scale": scale,
         "actual_seq_lengths": batch.query_ends,
         "actual_seq_lengths_kv": _ends(batch.seq_lens),
     }
@@ -48,11 +94,7 @@ def attend(
 
 
 def _ends(lengths: list[int]) -> list[int]:
-    ends, total = [], 0
-    for length in lengths:
-        total += length
-        ends.append(total)
-    return ends
+    return list(itertools.accumulate(lengths))
 
 
 def _tokens(batch: Batch, block_size: int) -> torch.Tensor:

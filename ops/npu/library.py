@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 
+from .. import beam_topk as _beam_schema  # noqa: F401  defines the operator
 from .. import checks
-from .. import kv_cache_write as _write_schema  # noqa: F401  defines the operator
+from .. import kv_cache_write as _write_schema  # noqa: F401
 from .. import paged_attention as _attention_schema  # noqa: F401
-from ..kv_cache_write import WriteRequest
+from ..kv_cache_gather import GatherRequest, check_rows, check_sequences
 from ..library import implement
-from ..page_layout import PlaneLayout, Quantisation
-from . import attention, gather, write
-from .planes import page_planes, plane_blocks, plane_slots
+from ..page_layout import PatchCode, PlaneLayout, Quantisation
+from . import ascendc, attention, beam, gather, paths, write
+from .ascendc import DeviceBatch, Int8Layer
+from .planes import page_planes, plane_blocks
 
 #: The dispatch key of devices out of torch's tree, which torch_npu takes.
 _DISPATCH_KEY = "PrivateUse1"
@@ -35,32 +38,28 @@ def kv_cache_write(
     """Write K and V of new tokens into pages arranged by planes.
 
     Arguments and errors as in :func:`ops.kv_cache_write.kv_cache_write`, except: ``layout`` is a
-    :class:`PlaneLayout`; ``counters`` are not counted on an NPU; block 0 of C8D pages must not be
-    a sequence's (vLLM keeps it for padding).
+    :class:`PlaneLayout`; ``counters`` are int64 ``[vector cores, 4]`` on the device, a row per
+    core, and only the AscendC kernel counts; without it block 0 of C8D pages must not be a
+    sequence's (vLLM keeps it for padding).
     """
     told = checks.plane_layout(layout)
     quantisation = Quantisation(told.quantisation)
     _check_tokens(key, value, told)
     checks.check_integer("slot_mapping", slot_mapping, torch.int64, 1)
     checks.check_channel_scales(channel_scales, quantisation, told.num_kv_heads, told.head_dim)
+    checks.check_patch_thresholds(patch_thresholds, quantisation)
+    checks.check_threshold_values(patch_thresholds)
     tokens = slot_mapping.shape[0]
     if tokens > key.shape[0]:
         raise ValueError(f"slot_mapping names {tokens} tokens, key has {key.shape[0]}.")
-    write.operator.choose(
-        WriteRequest(
-            key.dtype, pages.dtype, told.num_kv_heads, told.head_dim, told.block_size, quantisation
-        )
-    )
-    if tokens == 0:
-        return
-    write.write_planes(
-        key[:tokens],
-        value[:tokens],
-        page_planes(pages, told),
-        plane_slots(slot_mapping, told.block_size),
-        quantisation,
-        None if channel_scales is None else _scales(channel_scales, key.device),
-    )
+    planes = page_planes(pages, told)
+    scales = _scales(channel_scales, quantisation, key.device)
+    if tokens:
+        layer = _layer(told, channel_scales, key.device)
+        if patch_thresholds or counters is not None:
+            thresholds = tuple(patch_thresholds) or layer.patch_thresholds
+            layer = replace(layer, patch_thresholds=thresholds, counters=counters)
+        write.write(key[:tokens], value[:tokens], planes, write.Slots(slot_mapping), layer, scales)
 
 
 def paged_attention(
@@ -95,8 +94,9 @@ def paged_attention(
     tokens = batch.query_ends[-1] if batch.query_ends else 0
     if tokens == 0:
         return
-    scales = None if channel_scales is None else _scales(channel_scales, query.device)
-    head = attention.Head(query.shape[1], float(scale), window, quantisation, scales)
+    scales = _scales(channel_scales, quantisation, query.device)
+    layer = _layer(told, channel_scales, query.device)
+    head = attention.Head(query.shape[1], float(scale), window, quantisation, scales, layer)
     request = attention.FusedRequest(
         query.dtype,
         quantisation,
@@ -105,14 +105,51 @@ def paged_attention(
         told.head_dim,
         told.block_size,
         batch.uniform,
+        batch.max_query,
         window=bool(window),
         soft_cap=bool(soft_cap),
         alibi=alibi_slopes is not None,
         sinks=sinks is not None,
     )
     chosen = attention.operator.choose(request).implementation.name
-    run = gather.attend if chosen == gather.NAME else attention.attend
-    run(query[:tokens], page_planes(pages, told), batch, head, out[:tokens])
+    paths.attend(chosen, query[:tokens], page_planes(pages, told), batch, head, out[:tokens])
+
+
+def kv_cache_gather(
+    pages: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    starts: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: Sequence[int],
+    channel_scales: torch.Tensor | None = None,
+) -> None:
+    """Copy K and V of whole sequences out of int8 planes, dequantised.
+
+    Arguments and errors as in :func:`ops.kv_cache_gather.kv_cache_gather`, except: ``layout`` is a
+    :class:`PlaneLayout` of int8 pages; ``key`` and ``value`` are bfloat16 or float16; lengths, rows
+    and ids of blocks stay on the device and are not checked, so they had better be right.
+    """
+    told = checks.plane_layout(layout)
+    quantisation = Quantisation(told.quantisation)
+    check_rows(key, value, told.num_kv_heads, told.head_dim)
+    check_sequences(block_table, seq_lens, starts)
+    checks.check_channel_scales(channel_scales, quantisation, told.num_kv_heads, told.head_dim)
+    gather.operator.choose(
+        GatherRequest(
+            key.dtype,
+            pages.dtype,
+            told.num_kv_heads,
+            told.head_dim,
+            told.block_size,
+            quantisation,
+        )
+    )
+    # Query rows do not matter to a gather.
+    batch = DeviceBatch(block_table, seq_lens, seq_lens, 0)
+    layer = _layer(told, channel_scales, key.device)
+    ascendc.gather(page_planes(pages, told), batch, starts, layer, (key, value))
 
 
 def _check_tokens(key: torch.Tensor, value: torch.Tensor, layout: PlaneLayout) -> None:
@@ -138,17 +175,43 @@ def _batch(
             f"{seq_lens.shape[0]} seq_lens need one query_start_loc more and as many rows of "
             f"block_table, got {len(starts)} and {block_table.shape[0]}."
         )
-    rows = {stop - start for start, stop in pairwise(starts)}
-    uniform = rows.pop() if len(rows) == 1 else 0
+    rows = [stop - start for start, stop in pairwise(starts)]
+    device = DeviceBatch(
+        block_table,
+        query_start_loc.to(block_table.device),
+        seq_lens.to(block_table.device),
+        max(rows, default=0),
+        causal,
+    )
     return attention.Batch(
-        starts[1:], seq_lens.tolist(), plane_blocks(block_table), uniform, causal
+        starts[1:],
+        seq_lens.tolist(),
+        plane_blocks(block_table),
+        attention.uniform_rows(rows),
+        causal,
+        device,
     )
 
 
 @lru_cache(maxsize=256)  # layers of a model; a cache without bounds would keep every tensor
-def _scales(channel_scales: torch.Tensor, device: torch.device) -> write.ChannelScales:
-    """Return the operators' form of static scales; by identity, because they do not change."""
+def _scales(
+    channel_scales: torch.Tensor | None, quantisation: Quantisation, device: torch.device
+) -> write.ChannelScales | None:
+    """Return C8S's scales as operators of torch_npu take them; by identity: they do not change."""
+    if quantisation is not Quantisation.C8S or channel_scales is None:
+        return None
     return write.ChannelScales.of(channel_scales, device)
+
+
+@lru_cache(maxsize=256)
+def _layer(
+    layout: PlaneLayout, channel_scales: torch.Tensor | None, device: torch.device
+) -> Int8Layer:
+    """Return what kernels must know of a layer; by identity of its scales, as above."""
+    quantisation = Quantisation(layout.quantisation)
+    if channel_scales is not None:
+        channel_scales = write.kernel_scales(channel_scales, quantisation).to(device)
+    return Int8Layer(quantisation, channel_scales, PatchCode(layout.patch_code))
 
 
 def register() -> None:
@@ -161,6 +224,8 @@ def _register() -> None:
     kernels: dict[str, Any] = {
         "kv_cache_write": kv_cache_write,
         "paged_attention": paged_attention,
+        "kv_cache_gather": kv_cache_gather,
+        "beam_topk": beam.beam_topk,
     }
     for name, kernel in kernels.items():
         implement(name, kernel, _DISPATCH_KEY)

@@ -1,4 +1,10 @@
-"""Write K and V of new tokens into planes, quantised or not."""
+"""Write K and V of new tokens into planes, quantised or not.
+
+Int8 pages are written by the AscendC kernel where there is one: one launch, whatever the variant.
+It also writes 16-bit rows that are not contiguous, such as V inside a fused projection; contiguous
+ones go to torch_npu's scatter, which is one launch too. Without the kernel, operators of torch_npu
+quantise first, and patches (C8P) cannot be written.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +16,10 @@ import torch_npu
 from ..dispatch import Implementation, Operator, Support
 from ..kv_cache_write import WriteRequest
 from ..page_layout import Quantisation
+from . import ascendc
+from .ascendc import Int8Layer
 from .hadamard import rotate
-from .planes import Planes
+from .planes import Planes, plane_slots
 
 #: Element types that the cube unit multiplies, and so the types of pages without quantisation.
 DTYPES = (torch.bfloat16, torch.float16)
@@ -44,10 +52,50 @@ class ChannelScales:
         return cls(key, value, inverse[0].contiguous(), inverse[1].contiguous())
 
 
-def supports(request: WriteRequest) -> Support:
-    """Say whether tokens can be written into planes, and why."""
+def kernel_scales(channel_scales: torch.Tensor, quantisation: Quantisation) -> torch.Tensor:
+    """Return the scales that the AscendC kernels take, float32 ``[2, kv_heads, head_dim]``.
+
+    Those of C8S are rounded to bfloat16, in which the fused attention reads them (it may read the
+    same pages). C8P is read by the kernels alone.
+    """
+    if quantisation is Quantisation.C8S:
+        return channel_scales.to(torch.bfloat16).to(torch.float32)
+    return channel_scales
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneWriteRequest(WriteRequest):
+    """What an implementation must know of a call, see :class:`WriteRequest`.
+
+    Attributes:
+        contiguous: whether key and value are.
+    """
+
+    contiguous: bool = True
+
+
+def kernel_support(request: PlaneWriteRequest) -> Support:
+    """Say whether the AscendC kernel writes tokens into planes, and why."""
+    if request.quantisation is Quantisation.NONE:
+        if request.contiguous:
+            return Support(
+                False, "contiguous 16-bit rows, which npu_scatter_pa_kv_cache writes in one launch"
+            )
+        if request.page_dtype != request.dtype:
+            return Support(False, f"{request.dtype} keys and {request.page_dtype} pages differ")
+    return ascendc.support(
+        "kv_cache_write",
+        request.quantisation,
+        request.dtype,
+        request.head_dim,
+        request.block_size,
+    )
+
+
+def supports(request: PlaneWriteRequest) -> Support:
+    """Say whether operators of torch_npu can write tokens into planes, and why."""
     if request.quantisation is Quantisation.C8P:
-        return Support(False, "no operator of the NPU writes patches (c8p); use c8s or c8d")
+        return Support(False, "no operator of torch_npu writes patches (c8p); use c8s or c8d")
     if request.dtype not in DTYPES:
         return Support(False, f"{request.dtype} keys; the NPU's attention takes bf16 and fp16")
     if request.quantisation is Quantisation.NONE:
@@ -61,10 +109,71 @@ def supports(request: WriteRequest) -> Support:
     return Support(True, "rotated, quantised per token and head, then scattered into NZ planes")
 
 
-operator: Operator[WriteRequest] = Operator(
+operator: Operator[PlaneWriteRequest] = Operator(
     "kv_cache_write (npu)",
-    (Implementation("npu", supports),),
+    (
+        Implementation(ascendc.NAME, kernel_support),
+        Implementation("npu", supports),
+    ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Where tokens go.
+
+    Attributes:
+        mapping: int64 ``[tokens]``, ``block * block_size + offset``; negative: not written.
+        planes: the same among planes (:func:`plane_slots`), for torch_npu's operators; None: it is
+            computed when they want it.
+    """
+
+    mapping: torch.Tensor
+    planes: torch.Tensor | None = None
+
+    def first(self, tokens: int) -> Slots:
+        """Return the slots of the first tokens."""
+        planes = None if self.planes is None else self.planes[:tokens]
+        return Slots(self.mapping[:tokens], planes)
+
+
+def write(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    planes: Planes,
+    slots: Slots,
+    layer: Int8Layer,
+    scales: ChannelScales | None = None,
+) -> None:
+    """Write tokens into the planes of one layer, by the implementation that serves them.
+
+    Args:
+        key: ``[tokens, kv_heads, head_dim]``, bfloat16 or float16, any strides.
+        value: the same shape and dtype.
+        planes: of the layer's pages.
+        slots: of the tokens.
+        layer: what the pages hold.
+        scales: C8S: the layer's, as operators of torch_npu take them.
+
+    Raises:
+        UnsupportedRequestError: nothing serves them.
+    """
+    _, kv_heads, head_dim = key.shape
+    block_size = planes.key.shape[3]
+    request = PlaneWriteRequest(
+        key.dtype,
+        planes.key.dtype,
+        kv_heads,
+        head_dim,
+        block_size,
+        layer.quantisation,
+        key.is_contiguous() and value.is_contiguous(),
+    )
+    if operator.choose(request).implementation.name == ascendc.NAME:
+        ascendc.write(key, value, planes, slots.mapping, layer)
+        return
+    places = plane_slots(slots.mapping, block_size) if slots.planes is None else slots.planes
+    write_planes(key, value, planes, places, layer.quantisation, scales)
 
 
 def write_planes(
@@ -75,7 +184,7 @@ def write_planes(
     quantisation: Quantisation = Quantisation.NONE,
     scales: ChannelScales | None = None,
 ) -> None:
-    """Write tokens into the planes of one layer.
+    """Write tokens into the planes of one layer with operators of torch_npu.
 
     Args:
         key: ``[tokens, kv_heads, head_dim]``, bfloat16 or float16, any strides.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 
 from ascend_plugin.kv_cache import PageFormat
 from ascend_plugin.ops import quantise
+from ascend_plugin.ops.ascendc import library
 from ascend_plugin.ops.dispatch import UnsupportedRequestError
 from ascend_plugin.ops.kv_cache_write import kv_cache_write
+from ascend_plugin.ops.npu import attention, write
 from ascend_plugin.ops.page_layout import Arrangement, PlaneLayout, Quantisation
 from ascend_plugin.ops.paged_attention import paged_attention
 
@@ -180,12 +183,26 @@ INT8 = [
 ]
 
 
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine where the AscendC kernels are not built."""
+    monkeypatch.setattr(library, "load", lambda: library.Kernels(frozenset()))
+    _forget()
+    yield
+    _forget()
+
+
+def _forget() -> None:
+    attention.operator.forget()
+    write.operator.forget()
+
+
 @pytest.mark.parametrize("case", INT8, ids=str)
-def test_attention_over_int8_pages(case: Case, device: torch.device) -> None:
+def test_attention_over_int8_pages(case: Case, device: torch.device, no_kernels: None) -> None:
     assert _error(case, device) < TOLERANCE[case.kind]
 
 
-def test_codes_are_those_of_the_reference(device: torch.device) -> None:
+def test_codes_are_those_of_the_reference(device: torch.device, no_kernels: None) -> None:
     """K of c8d pages is turned in bfloat16 on the NPU: codes may differ by one."""
     case = Case(((1, 100),), kind=C8D)
     cache = Cache(case, device)
@@ -236,6 +253,24 @@ def test_what_no_path_serves_is_refused(case: Case, reason: str, device: torch.d
         _error(case, device)
 
 
+def test_patches_are_refused_without_kernels(device: torch.device, no_kernels: None) -> None:
+    page = PageFormat(torch.int8, 128, 2, 128, C8P, arrangement=Arrangement.PLANE_MAJOR)
+    pages = torch.zeros(page.pages_shape(2), dtype=torch.int8, device=device)
+    rows = torch.zeros(3, 2, 128, dtype=torch.bfloat16, device=device)
+    slots = torch.arange(3, device=device)
+    scales = torch.ones(2, 2, 128)
+    with pytest.raises(UnsupportedRequestError, match="no operator of torch_npu writes patches"):
+        kv_cache_write(
+            rows,
+            rows,
+            pages,
+            slots,
+            page.plane_layout(),
+            channel_scales=scales,
+            patch_thresholds=[0.1, 0.1],
+        )
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [({"soft_cap": 30.0}, "a soft cap"), ({"alibi_slopes": torch.ones(4)}, "ALiBi")],
@@ -267,7 +302,7 @@ def test_a_layout_of_runs_is_refused(device: torch.device) -> None:
     pages = torch.zeros(case.page.pages_shape(2), dtype=case.dtype, device=device)
     slots = torch.zeros(1, dtype=torch.int64, device=device)
     runs = PageFormat(case.dtype, 128, 2, 128).layout()
-    with pytest.raises(ValueError, match=r"4 are needed .* PageFormat\.plane_layout\(\)"):
+    with pytest.raises(ValueError, match=r"6 are needed .* PageFormat\.plane_layout\(\)"):
         kv_cache_write(rows, rows, pages, slots, runs)
     with pytest.raises(ValueError, match=r"contiguous pages, as in vLLM's KV cache layout LBHNC"):
         kv_cache_write(rows, rows, pages.transpose(0, 1)[:2], slots, case.layout)

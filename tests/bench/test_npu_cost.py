@@ -90,12 +90,25 @@ def test_other_launches_at_another_context_are_refused() -> None:
         trace.at_context((132, {"a": Work(1)}), (260, {"a": Work(2)}), 4096)
 
 
-def test_attention_gets_its_products() -> None:
-    works = {"aclnnFusedInferAttentionScoreV3": Work(1, 5), "other": Work(1, 6)}
+@pytest.mark.parametrize("name", ["aclnnFusedInferAttentionScoreV3", "paged_attention_c8d_bf16"])
+def test_attention_gets_its_products(name: str) -> None:
+    works = {name: Work(1, 5, cycles=3), "other": Work(1, 6)}
     assert trace.with_attention(works, 44) == {
-        "aclnnFusedInferAttentionScoreV3": Work(1, 5, 44),
+        name: Work(1, 5, 44, cycles=3),
         "other": Work(1, 6),
     }
+
+
+def test_kernels_say_their_cycles_and_what_stays_in_the_cache(tmp_path) -> None:
+    kernel = launch("paged_attention_c8d_bf16", moved=900)
+    kernel |= {"workspace": 300, "cycles": 70, "bound": "cube"}
+    path = tmp_path / "trace"
+    line = json.dumps(kernel) + "\n"
+    path.write_text(line + line)
+    assert trace.read_step(path, 0, 2 * len(line)) == {
+        "paged_attention_c8d_bf16": Work(2, 1200, 0, 140)
+    }
+    assert trace.kernel_bounds(path, 0, len(line)) == {"paged_attention_c8d_bf16": "cube"}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +157,9 @@ def test_the_row_of_a_traced_layer() -> None:
     assert row.measured_us is None
 
 
-@pytest.mark.parametrize(("variant", "token"), [("bf16", 4096), ("c8s", 2048), ("c8d", 2112)])
+@pytest.mark.parametrize(
+    ("variant", "token"), [("bf16", 4096), ("c8s", 2048), ("c8d", 2112), ("c8p", 2192)]
+)
 def test_the_row_of_a_measured_layer(variant: str, token: int) -> None:
     row = rows.measured_row(case(variant=variant), ASCEND_910C_DIE, 12.5)
     assert (row.launches_per_layer, row.measured_us) == (None, 450.0)
@@ -165,7 +180,7 @@ def test_layers_take_the_time_between_two_depths() -> None:
     [
         ({"batch": 0}, "--batch 0 is not possible; use 1 to 256"),
         ({"context": 3}, "--context 3 is not possible; use 4 to"),
-        ({"variant": "c8p"}, "--variant c8p is unknown; use bf16, c8s, c8d"),
+        ({"variant": "c9"}, "--variant c9 is unknown; use bf16, c8s, c8d, c8p"),
         ({"graphs": "half"}, "--graphs half is unknown; use none, piecewise, full"),
     ],
 )

@@ -73,6 +73,7 @@ def geometry_work(case: Case) -> Works:
     tokens, rows = case.batch * case.context, 2 * shape.kv_heads
     token = rows * shape.head_dim * (2 if case.variant == "bf16" else 1)
     token += rows * 4 if case.variant == "c8d" else 0  # a float32 scale for each row
+    token += rows * (8 + shape.head_dim // 2) // 8 if case.variant == "c8p" else 0  # pools
     return {
         "matrices": Work(4, weights, case.batch * weights),  # two operations per 2-byte weight
         "attention": Work(1, tokens * token, shape.attention_flops(case.batch, case.context)),

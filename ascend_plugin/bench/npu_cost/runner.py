@@ -105,7 +105,8 @@ def _trace_phase(
     flops = settings.geometry.attention_flops(settings.batch, settings.context)
     layer = trace.with_attention(layer, flops)
     row = traced_row(_case(settings, phase, found[-1]), layer, ASCEND_910C_DIE)
-    return row, _told(steps, layer, found)
+    bounds = trace.kernel_bounds(path, *found[-1].steps[-1])
+    return row, _told(steps, layer, found) | {"kernel_bounds": bounds}
 
 
 def _steady_step(path: Path, found: Probed) -> trace.Works:
@@ -134,6 +135,7 @@ def _told(steps: list[trace.Works], layer: trace.Works, found: list[Probed]) -> 
                 "launches": work.launches,
                 "bytes": round(work.bytes),
                 "flops": round(work.flops),
+                "cycles": round(work.cycles),
             }
             for name, work in layer.items()
         },

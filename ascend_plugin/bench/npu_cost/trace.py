@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ascend_plugin.bench.errors import BenchError
 
-#: The fused attention, in every version; its lengths are numbers, so its products are not in the
-#: trace.
-ATTENTION = "aclnnFusedInferAttentionScore"
-
-#: Writes new tokens into the KV cache.
-KV_WRITE = "aclnnScatterPaKvCache"
+#: Attention: the fused operator, in every version, and the AscendC kernels. The products that they
+#: compute depend on lengths, so they are not in the trace.
+ATTENTION = ("aclnnFusedInferAttentionScore", "paged_attention_")
 
 _ROTARY = "aclnnRopeWithSinCosCache"
 _PRODUCTS = ("Matmul", "MatMul", "Mm", "Addmm", "Baddbmm", "Mv")
@@ -31,16 +28,34 @@ class Work:
         launches: how many.
         bytes: read and written.
         flops: of matrix products; 0 for the vector units' operators.
+        cycles: AscendC kernels: what their host model estimates; 0 for the operators of CANN.
     """
 
     launches: int = 0
     bytes: float = 0
     flops: float = 0
+    cycles: float = 0
 
     def __add__(self, other: Work) -> Work:
         """Return both together."""
         return Work(
-            self.launches + other.launches, self.bytes + other.bytes, self.flops + other.flops
+            self.launches + other.launches,
+            self.bytes + other.bytes,
+            self.flops + other.flops,
+            self.cycles + other.cycles,
+        )
+
+    def __sub__(self, other: Work) -> Work:
+        """Return what this has more than the other."""
+        return self + other.times(-1)
+
+    def times(self, factor: float) -> Work:
+        """Return so many times the work, with as many launches."""
+        return Work(
+            round(self.launches * factor),
+            self.bytes * factor,
+            self.flops * factor,
+            self.cycles * factor,
         )
 
 
@@ -61,18 +76,30 @@ def read_step(path: Path, begin: int, end: int) -> Works:
         return add_up(json.loads(line) for line in file.read(end - begin).splitlines())
 
 
+def kernel_bounds(path: Path, begin: int, end: int) -> dict[str, str]:
+    """Return what bounds each AscendC kernel of a step, by the estimate of its host model."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        launches = [json.loads(line) for line in file.read(end - begin).splitlines()]
+    return {str(each["operator"]): str(each["bound"]) for each in launches if "bound" in each}
+
+
 def add_up(launches: Iterable[Mapping[str, Any]]) -> Works:
     """Return the work of launches by operator, in the order in which operators first appear."""
     works: Works = {}
     for launch in launches:
         name = str(launch["operator"])
-        works[name] = works.get(name, Work()) + Work(1, _bytes(launch), _flops(launch))
+        work = Work(1, _bytes(launch), _flops(launch), launch.get("cycles", 0))
+        works[name] = works.get(name, Work()) + work
     return works
 
 
 def _bytes(launch: Mapping[str, Any]) -> int:
-    """Return what a launch moves; of the table of cosines and sines, the rows that it reads."""
-    moved = int(launch["bytes"])
+    """Return what a launch moves; of the table of cosines and sines, the rows that it reads.
+
+    What a kernel keeps in a workspace does not count: it is as large as a corner of the L2 cache.
+    """
+    moved = int(launch["bytes"]) - int(launch.get("workspace", 0))
     if not str(launch["operator"]).startswith(_ROTARY):
         return moved
     positions, _, _, (table, dtype, _), *_ = launch["tensors"]
@@ -110,11 +137,7 @@ def per_layer(shallow: Works, deep: Works, layers: int) -> Works:
                 "Choose a model of equal layers."
             )
         if launches:
-            found[name] = Work(
-                launches // layers,
-                (more.bytes - less.bytes) / layers,
-                (more.flops - less.flops) / layers,
-            )
+            found[name] = (more - less).times(1 / layers)
     return found
 
 
@@ -138,19 +161,12 @@ def at_context(near: tuple[int, Works], far: tuple[int, Works], context: int) ->
             f"context {context} cannot be told. Use --context {start} or less."
         )
     share = (context - start) / (stop - start)
-    return {
-        name: Work(
-            work.launches,
-            work.bytes + share * (second[name].bytes - work.bytes),
-            work.flops + share * (second[name].flops - work.flops),
-        )
-        for name, work in first.items()
-    }
+    return {name: work + (second[name] - work).times(share) for name, work in first.items()}
 
 
 def with_attention(works: Works, flops: int) -> Works:
-    """Return the work with the products of the fused attention, which a trace does not know."""
+    """Return the work with the products of attention, which a trace does not know."""
     return {
-        name: Work(work.launches, work.bytes, flops) if name.startswith(ATTENTION) else work
+        name: replace(work, flops=flops) if name.startswith(ATTENTION) else work
         for name, work in works.items()
     }

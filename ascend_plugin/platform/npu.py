@@ -13,7 +13,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from ascend_plugin.config import ConfigError
 
 from .attention_choice import register_as_custom, why_not
-from .common import configure
+from .common import LORA, configure
 from .kv_cache import configure_kv_cache
 from .npu_config import configure_engine
 
@@ -134,8 +134,20 @@ class AscendNPUPlatform(Platform):
 
     @classmethod
     def get_punica_wrapper(cls) -> str:
-        """Return vLLM's LoRA operators in plain torch, which run on any device."""
-        return "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
+        """Return the operators that LoRA layers call."""
+        return LORA
+
+    def is_sleep_mode_available(self) -> bool:
+        """Return False, and say why: vLLM then refuses the engine.
+
+        Sleeping takes an allocator that gives physical memory back and keeps addresses. vLLM's is
+        written for CUDA's driver.
+        """
+        logger.warning(
+            "--enable-sleep-mode is not served on an NPU: vLLM's allocator for it is CUDA's. Leave "
+            "it out; to free the device, end the server, and start it again when it is needed."
+        )
+        return False
 
     @classmethod
     def get_static_graph_wrapper_cls(cls) -> str:

@@ -3,101 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
 from int8_engines import Int8Models
-from processes import environment
+from serving import ask, expect_an_answer, serving, stop
+
+from ascend_plugin.model.tiny import write_tiny_llama
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-Server = tuple[subprocess.Popen, int, Path]
 CONFIGS = sorted((REPOSITORY / "configs" / "serve").glob("*.yaml"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait_until_healthy(server: subprocess.Popen, port: int, log: Path, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert server.poll() is None, f"the server ended: {log.read_text()[-4000:]}"
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise TimeoutError(log.read_text()[-4000:])
-
-
-def _wait_until_gone(group: int, seconds: float) -> None:
-    """Workers end soon after the server does; none may be left."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.5)
-    raise TimeoutError(f"processes of group {group} are left behind")
-
-
-def _expect_clean_stop(log: str) -> None:
-    """The engine ends without an error, and none passes through the plugin.
-
-    vLLM's API server may report a dead engine: it asks for the engine's output until it has
-    noticed, itself, that the same signal stopped both.
-    """
-    failures = [line for line in log.splitlines() if "Traceback" in line]
-    assert all(line.startswith("(APIServer") for line in failures), failures
-    assert not failures or "EngineDeadError" in log
-    assert "ascend_plugin" not in log
-
-
-def _ask(port: int, path: str, body: dict | None = None) -> str:
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}",
-        data=None if body is None else json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=120) as response:
-        return response.read().decode()
-
-
-@contextmanager
-def _serving(folder: Path, *arguments: str) -> Iterator[Server]:
-    """Start ``vllm serve``: the process, its port and its log; killed if a test leaves it."""
-    port, log = _free_port(), folder / "log"
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", *arguments]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    with log.open("w") as sink:
-        process = subprocess.Popen(
-            command,
-            stdout=sink,
-            stderr=sink,
-            env=environment(extra={"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}),
-            cwd=folder,
-            start_new_session=True,
-        )
-    try:
-        _wait_until_healthy(process, port, log, 240)
-        yield process, port, log
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 @pytest.mark.engine
@@ -105,23 +23,10 @@ def _serving(folder: Path, *arguments: str) -> Iterator[Server]:
 @pytest.mark.slow
 def test_serve(smollm2: str, tmp_path: Path) -> None:
     config = str(REPOSITORY / "configs" / "serve" / "smollm2-cpu.yaml")
-    with _serving(tmp_path, smollm2, "--config", config, "--block-size", "32") as server:
-        _ask_and_stop(*server)
-
-
-def _ask_and_stop(process: subprocess.Popen, port: int, log: Path) -> None:
-    model = json.loads(_ask(port, "/v1/models"))["data"][0]["id"]
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    body = {"model": model, "messages": question, "max_tokens": 24, "temperature": 0}
-    answer = json.loads(_ask(port, "/v1/chat/completions", body))
-    assert "Paris" in answer["choices"][0]["message"]["content"]
-    assert "vllm:generation_tokens_total" in _ask(port, "/metrics")
-    text = log.read_text()
-    assert "paged_attention runs on 'native'" in text
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) in (0, -signal.SIGINT, 128 + signal.SIGINT)
-    _wait_until_gone(process.pid, 30)
-    _expect_clean_stop(log.read_text()[len(text) :])
+    with serving(tmp_path, smollm2, "--config", config, "--block-size", "32") as server:
+        expect_an_answer(server, "What is the capital of France?", "Paris")
+        assert "paged_attention runs on 'native'" in server[2].read_text()
+        stop(server)
 
 
 @pytest.mark.engine
@@ -138,19 +43,41 @@ def test_counters_of_an_int8_cache_on_metrics(int8: Int8Models, tmp_path: Path) 
         "--additional-config": json.dumps(model.config("c8p")),
     }
     flags = ["--skip-tokenizer-init", "--enforce-eager"]
-    with _serving(tmp_path, model.path, *flags, *sum(options.items(), ())) as (_, port, _log):
-        assert "ascend_plugin:kv_cache_rows_total{" not in _ask(port, "/metrics")
+    with serving(tmp_path, model.path, *flags, *sum(options.items(), ())) as (_, port, _log):
+        assert "ascend_plugin:kv_cache_rows_total{" not in ask(port, "/metrics")
         prompt = [5, 7, 14, 21, 9, 28, 35, 42]
         body = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "detokenize": False}
-        assert json.loads(_ask(port, "/v1/completions", body))["usage"]["completion_tokens"] == 4
+        assert json.loads(ask(port, "/v1/completions", body))["usage"]["completion_tokens"] == 4
         labels = '{model_name="tiny",variant="c8p"}'
-        lines = _ask(port, "/metrics").splitlines()
+        lines = ask(port, "/metrics").splitlines()
         counts = {line.split("{")[0]: float(line.split()[-1]) for line in lines if labels in line}
     rows = (len(prompt) + 3) * 2 * 2 * model.offline.layers
     assert counts["ascend_plugin:kv_cache_rows_total"] == rows
     assert 0 < counts["ascend_plugin:kv_cache_patched_total"] < rows
     assert counts["ascend_plugin:kv_cache_saturated_total"] > 0
     assert counts["ascend_plugin:kv_cache_patch_overflows_total"] == 0
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_bad_file_of_scales_is_told_before_anything_starts(tmp_path: Path) -> None:
+    """In one sentence at the end of the log, with the file, what is wrong, and the remedy."""
+    model = write_tiny_llama(tmp_path / "model", head_dim=64, dtype="float32")
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"these are no scales")
+    config = {"kv_cache": {"variant": "c8s", "scales": str(bad)}}
+    options = ["--dtype", "float32", "--kv-cache-dtype", "int8_per_token_head"]
+    options += ["--additional-config", json.dumps(config), "--skip-tokenizer-init"]
+    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model), *options]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    told = [line for line in done.stderr.splitlines() if "is not a safetensors file" in line]
+    assert len(told) == 1
+    assert f"{bad} is not a safetensors file" in told[0]
+    assert "Make the file again with 'ascend-plugin calibrate kv'" in told[0]
+    assert "EngineCore" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -148,8 +148,13 @@ def test_memory_of_graphs_is_taken_from_the_cache(npu: EngineProcess, model: str
 @pytest.mark.parametrize("graphs", ["eager", "full"])
 def test_smollm2(npu: EngineProcess, cpu: EngineProcess, smollm2: str, graphs: str) -> None:
     """A real model with head dimension 64; in bfloat16, close choices may turn out otherwise."""
-    run = {"prompts": [tokens(12, seed=1), tokens(130, seed=2)], "max_tokens": 8}
+    run = {"prompts": [tokens(12, seed=1), tokens(130, seed=2)], "max_tokens": 6}
     wanted = cpu.run(on_the_cpu(settings(smollm2)), run)
-    answer = npu.run(settings(smollm2, graphs), run)
+    engine = settings(smollm2, graphs)
+    if graphs == "full":
+        engine["compilation_config"] = engine["compilation_config"] | {
+            "cudagraph_capture_sizes": [2]
+        }
+    answer = npu.run(engine, run)
     assert_near(wanted.outputs(), answer.outputs(), tie=0.15)
-    assert answer.made_of["graphs"]["task_groups"] == (graphs == "full") * 30 * len(CAPTURED)
+    assert answer.made_of["graphs"]["task_groups"] == (graphs == "full") * 30

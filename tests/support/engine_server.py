@@ -100,8 +100,9 @@ class EngineKeeper:
         params = SamplingParams(
             max_tokens=run["max_tokens"], ignore_eos=True, detokenize=False, **options
         )
+        adapters = _adapters(run["adapters"]) if "adapters" in run else None
         try:
-            outputs = self.llm.generate(prompts, params, use_tqdm=False)
+            outputs = self.llm.generate(prompts, params, use_tqdm=False, lora_request=adapters)
         except Exception as error:
             return {"refused": f"{type(error).__name__}: {error}"}
         return {"outputs": [_plain(output) for output in outputs]}
@@ -124,7 +125,7 @@ class EngineKeeper:
         import torch
 
         return [
-            hashlib.sha256(cache[blocks].contiguous().view(torch.uint8).numpy()).hexdigest()
+            hashlib.sha256(cache[blocks].cpu().contiguous().view(torch.uint8).numpy()).hexdigest()
             for cache in self._runner().kv_caches
         ]
 
@@ -169,6 +170,14 @@ class EngineKeeper:
             "implementations": _implementations(),
             **self._graphs(),
         }
+
+
+def _adapters(paths: list[str | None]) -> list[Any]:
+    """Return a LoRA request, or None, for each prompt."""
+    from vllm.lora.request import LoRARequest
+
+    known = sorted(set(filter(None, paths)))
+    return [path and LoRARequest(path, known.index(path) + 1, path) for path in paths]
 
 
 def _counters() -> dict[str, list[int]]:

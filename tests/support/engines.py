@@ -75,9 +75,11 @@ class EngineProcess:
         job = json.dumps({"engine": engine, "runs": runs})
         if job not in self._known:
             self._known[job] = self._ask(job, timeout)
-            if "speculative_config" in engine:
+            on_npu = self._known[job].made_of.get("platform") == "AscendNPUPlatform"
+            if "speculative_config" in engine and not on_npu:
                 # The n-gram proposer imports numba, which the next engine of a process does not
-                # survive: vllm/triton_utils/dispatcher.py, _rebind_kernels.
+                # survive: vllm/triton_utils/dispatcher.py, _rebind_kernels. (The NPU's platform
+                # replaces its kernels once in a process.)
                 self.stop()
         return self._known[job]
 

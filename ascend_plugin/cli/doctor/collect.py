@@ -7,7 +7,14 @@ from collections.abc import Callable
 from typing import Literal
 
 from ascend_plugin.bench import machine
-from ascend_plugin.cli.doctor import device, hardware, operators, packages, plugins
+from ascend_plugin.cli.doctor import (
+    device,
+    hardware,
+    npu_operators,
+    operators,
+    packages,
+    plugins,
+)
 from ascend_plugin.cli.doctor.check import Check
 
 Report = Callable[[str], None]
@@ -36,6 +43,9 @@ def collect(report: Report) -> tuple[list[Check], str | None]:
     report("kernels")
     kernel_rows, isa = _kernels()
     rows += kernel_rows
+    if kind == "npu":
+        report("operators of the NPU")
+        rows += npu_operators.check_npu_operators()
     rows += plugins.check_plugins(plugins.installed_plugins())
     report("letting vLLM choose its platform in a fresh process")
     rows += plugins.check_resolved_platform(

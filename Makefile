@@ -1,6 +1,6 @@
 # The environment lives in .venv of this checkout; tools/install.py says what goes into it and skips
 # what is done. Variables: PYTHON, DEVICE (auto, cpu, npu), HOST, PORT, MODEL, CONFIG, PYTEST_ARGS,
-# SIM_PYTEST_ARGS (for the tests on the simulated NPU).
+# SIM_PYTEST_ARGS (for the tests on the simulated NPU), JOBS and MUTANTS_ARGS (for the mutants).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 DEVICE ?= auto
 HOST ?= 127.0.0.1
@@ -9,17 +9,24 @@ MODEL ?= models/smollm2
 CONFIG ?= configs/serve/smollm2-cpu.yaml
 PYTEST_ARGS ?=
 SIM_PYTEST_ARGS ?=
+JOBS ?= 2
+MUTANTS_ARGS ?=
 
 BIN := .venv/bin
 INSTALL = $(PYTHON) tools/install.py --device $(DEVICE)
 CPP_FILES = $(shell find ops -type f \( -name '*.cpp' -o -name '*.h' \))
 
+# Two at a time: each keeps one core busy. The output of the second comes when both are done.
+SIM_PYTEST = $(BIN)/coverage run -m pytest $(SIM_PYTEST_ARGS)
+SIM_TESTS = log=$$(mktemp); $(SIM_PYTEST) tests/sim >$$log 2>&1 & other=$$!; \
+	$(SIM_PYTEST) tests/npu; status=$$?; wait $$other || status=1; cat $$log; rm $$log; exit $$status
+
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-npu lint format clean python
+.PHONY: help install serve test test-npu test-ascendc-full test-ascendc-mutants lint format clean python
 
 help: ## show this help
 	@echo "ascend-plugin: a vLLM platform plugin for Ascend NPUs with a CPU fallback"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s%s\n", $$1, $$2 }' Makefile
 	@echo "Variables: PYTHON=python3.11 DEVICE=auto|cpu|npu HOST=$(HOST) PORT=$(PORT)"
 	@echo "           MODEL=$(MODEL) CONFIG=$(CONFIG) PYTEST_ARGS=..."
 
@@ -35,13 +42,22 @@ test: lint ## install the test tools, lint, fetch the small model, and run every
 	@$(BIN)/ascend-plugin model smollm2 models/smollm2
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 	@rm -f .coverage .coverage.*
-	@$(BIN)/ascend-plugin sim run -- $(BIN)/coverage run -m pytest $(SIM_PYTEST_ARGS) tests/sim tests/npu
+	@$(BIN)/ascend-plugin sim run -- sh -c '$(SIM_TESTS)'
 	@$(BIN)/coverage combine -q
 	@$(BIN)/python tools/npu_call_sites.py
 
 test-npu: python ## run the device tests on this machine's NPUs
 	@$(INSTALL) --extras test
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/npu
+
+# CI runs the same tests with fewer schedules. JOBS: mutants at a time.
+test-ascendc-full: python ## run the AscendC kernels under 64 schedules each
+	@$(INSTALL) --extras test
+	@ASCENDC_SCHEDULES=64 $(BIN)/python -m pytest $(PYTEST_ARGS) tests/ascendc
+
+test-ascendc-mutants: python ## break the AscendC kernels, one place at a time, and see what tests find
+	@$(INSTALL) --extras test
+	@$(BIN)/python tools/ascendc_mutants.py --jobs $(JOBS) $(MUTANTS_ARGS)
 
 lint: python ## check style, types, imports, C++ format and symlinks
 	@$(INSTALL) --extras model,plot,test,dev
@@ -61,7 +77,7 @@ format: python ## rewrite Python and C++ files in the project's style
 # Not .venv and models/, which take long to get: remove those by hand.
 clean: ## remove build outputs and caches (keeps .venv and models)
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	@rm -f ops/native/lib/*.so .venv/.install/plugin.stamp .coverage .coverage.*
+	@rm -f ops/native/lib/*.so ops/ascendc/lib/*.so .venv/.install/plugin.stamp .coverage .coverage.*
 	@find . -path ./.venv -prune -o -path ./.git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 python:

@@ -356,6 +356,7 @@ class Gatherer {
     Cast(high, halves, RoundMode::CAST_RINT, bytes);
     PipeBarrier<PIPE_V>();
     And(low, high, fifteens_.Get<int16_t>(), bytes);
+    PipeBarrier<PIPE_V>();
     ShiftRight(high, high, static_cast<int16_t>(4), bytes);
     PipeBarrier<PIPE_V>();
     return low;

@@ -171,16 +171,17 @@ class PatchedCodec : public StaticCodec<T> {
     ShiftRight(signs, units.ReinterpretCast<int32_t>(), 31, dim);  // -1 or 0
     PipeBarrier<PIPE_V>();
     Cast(some, counted.ReinterpretCast<float>(), RoundMode::CAST_RINT, dim);
+    PipeBarrier<PIPE_V>();
     Adds(counted, counted, -above, dim);
-    PipeBarrier<PIPE_V>();
     Mins(some, some, 1, dim);  // whether the magnitude exceeds 0.5
-    ShiftRight(counted, counted, 23, dim);
     PipeBarrier<PIPE_V>();
-    Adds(counted, counted, 2, dim);
+    ShiftRight(counted, counted, 23, dim);
     Mul(signs, signs, some, dim);
     PipeBarrier<PIPE_V>();
-    Max(counted, counted, some, dim);
+    Adds(counted, counted, 2, dim);
     Muls(signs, signs, -8, dim);
+    PipeBarrier<PIPE_V>();
+    Max(counted, counted, some, dim);
     PipeBarrier<PIPE_V>();
     Add(counted, counted, signs, dim);
     PipeBarrier<PIPE_V>();

@@ -278,8 +278,8 @@ class Extras {
   // K: the scale of each token's patch, found through the one slot that it can use.
   __aicore__ inline void ScalesOfTokens(const Floats& scales, const Floats& token) {
     const uint32_t columns = RoundUp(g_.tileTokens, kChunk);
-    Floats named = token[2 * kColumns];
     Floats result = out_.template AllocTensor<float>();
+    Floats named = result[g_.columns];
     AscendC::Gather(result, scales, SlotOffsets(), 0u, columns);
     AscendC::Gather(named, token, SlotOffsets(), 0u, columns);
     Barrier();

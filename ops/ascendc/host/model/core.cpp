@@ -222,8 +222,12 @@ void Core::step(int pipe) {
   switch (instruction.kind) {
     case Instruction::Kind::WORK:
       ++thread.sequence;
-      for (const Access& access : instruction.accesses) {
-        check_access(pipe, access, instruction.api);
+      // Writes first: the record of a read replaces that of the pipe's earlier reads, which a write
+      // of the same instruction (in place) must still be ordered after.
+      for (const bool write : {true, false}) {
+        for (const Access& access : instruction.accesses) {
+          if (access.write == write) check_access(pipe, access, instruction.api);
+        }
       }
       instruction.work();
       break;

@@ -82,6 +82,7 @@ def run(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What to run.")],
     devices: Annotated[int, typer.Option(help="NPUs of the machine.")] = 1,
     memory: Annotated[str, typer.Option(help="Memory of each NPU and process.")] = "8GiB",
+    streams: Annotated[int, typer.Option(help="Streams of each NPU and process.")] = 2048,
     soc: Annotated[str, typer.Option(help="The chip that torch_npu is told.")] = "Ascend910B1",
     schedule: Annotated[
         str, typer.Option(help="When a stream's tasks run: lazy, eager or random.")
@@ -104,6 +105,7 @@ def run(
     options = simulator.SimulatorOptions(
         devices=devices,
         memory=parse_size(memory),
+        streams=streams,
         soc=soc,
         schedule=schedule,
         seed=seed,

@@ -47,6 +47,7 @@ class SimulatorOptions:
         devices: number of NPUs.
         memory: bytes of memory of each NPU. They are counted per process, and taken from the host
             as they are written.
+        streams: of each NPU, counted per process; captured graphs hold some.
         soc: chip name that ``aclrtGetSocName`` answers; torch_npu chooses operators by it.
         schedule: one of ``SCHEDULES``.
         seed: of the random schedule.
@@ -57,6 +58,7 @@ class SimulatorOptions:
 
     devices: int = 1
     memory: int = 8 << 30
+    streams: int = 2048
     soc: str = "Ascend910B1"
     schedule: str = "lazy"
     seed: int = 0
@@ -78,6 +80,8 @@ class SimulatorOptions:
                 f"{self.memory} bytes of device memory are too few; torch_npu's allocator takes "
                 "20 MiB at a time: give at least 64MiB."
             )
+        if self.streams < 1:
+            raise SimulatorError(f"{self.streams} streams are too few; give at least 1.")
         if not self.soc.startswith("Ascend"):
             raise SimulatorError(
                 f"the chip {self.soc!r} is no Ascend NPU; name one such as Ascend910B1."

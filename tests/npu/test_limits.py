@@ -40,26 +40,40 @@ def test_limits_are_told_from_mistakes(make: Callable[[], Exception], limit: str
 
 
 @pytest.fixture
-def small() -> Iterator[EngineProcess]:
-    """An engine process on a device of 256 MiB."""
+def small(request: pytest.FixtureRequest) -> Iterator[EngineProcess]:
+    """An engine process on a device that has less of something."""
     simulated = SimulatorOptions.from_environment()
     if simulated is None:
-        pytest.skip("the memory of a real NPU cannot be chosen")
-    options = replace(simulated, memory=256 * MIB).to_json()
+        pytest.skip("what a real NPU has cannot be chosen")
+    options = replace(simulated, **request.param).to_json()
     process = EngineProcess({OPTIONS_VARIABLE: options, "VLLM_LOGGING_LEVEL": "INFO"})
     yield process
     process.stop()
 
 
 @pytest.mark.engine
-def test_without_memory_for_graphs_an_engine_serves_eagerly(
-    npu: EngineProcess, small: EngineProcess, models: NPUModels
+@pytest.mark.parametrize(
+    ("small", "limit", "options"),
+    [
+        # The cache leaves a few MiB, too little for the pool of the graphs.
+        ({"memory": 256 * MIB}, "device memory", {"kv_cache_memory_bytes": 228 * MIB}),
+        # torch_npu makes 34 streams; each graph holds one more.
+        ({"streams": 36}, "streams", {}),
+    ],
+    ids=["memory", "streams"],
+    indirect=["small"],
+)
+def test_without_room_for_graphs_an_engine_serves_eagerly(
+    npu: EngineProcess,
+    small: EngineProcess,
+    models: NPUModels,
+    limit: str,
+    options: dict[str, Any],
 ) -> None:
-    """The cache leaves a few MiB, too little for the pool of the graphs."""
     model = models("qwen3", layers=2)
     run = {"prompts": [tokens(count, seed=count) for count in (7, 60)], "max_tokens": 4}
-    answer = small.run(settings(model, "full", kv_cache_memory_bytes=228 * MIB), run)
-    assert "The graphs need more device memory than there is: serving eagerly" in answer.log
+    answer = small.run(settings(model, "full", **options), run)
+    assert f"The graphs need more {limit} than there is: serving eagerly" in answer.log
     assert "capture fewer sizes (-cc.cudagraph_capture_sizes=[1,2,4])" in answer.log
     assert answer.made_of["graphs"]["replays"] == 0
     assert_near(npu.run(settings(model), run).outputs(), answer.outputs())

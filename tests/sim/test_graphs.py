@@ -266,3 +266,30 @@ def test_counters_tell_captures_replays_groups_and_updates():
     grown = {name: after[name] - before[name] for name in before}
     assert grown["captures"] == grown["task_groups"] == 1
     assert grown["replays"] == grown["updates"] == 2
+
+
+def test_graphs_hold_streams_until_they_are_destroyed(child):
+    """torch_npu makes 34 streams of the 40."""
+    done = child(
+        """
+        import gc, torch, torch_npu
+        x, graphs = torch.zeros(4, device="npu"), []
+        def capture():
+            graph = torch.npu.NPUGraph()
+            with torch.npu.graph(graph): x.add_(1)
+            graphs.append(graph)
+        try:
+            for _ in range(7): capture()
+        except RuntimeError as error: print(error)
+        print(len(graphs), "graphs")
+        del graphs[:2]; gc.collect()
+        capture(); capture()
+        graphs[-1].replay(); print(x.cpu().tolist())
+        """,
+        streams=40,
+    )
+    assert done.code == 0, done.output
+    assert "error code is 207008" in done.output
+    assert "device 0 has no stream left: 34 were made and graphs hold 6, of 40" in done.output
+    assert "6 graphs" in done.output
+    assert "[1.0, 1.0, 1.0, 1.0]" in done.output

@@ -98,6 +98,14 @@ void join_capture(Stream *stream, const std::shared_ptr<Graph> &graph) {
   graph->streams.push_back(stream);
 }
 
+size_t captured_streams(int number) {
+  size_t held = 0;
+  for (auto &entry : graphs()) {
+    if (entry.first->device == number) held += entry.first->streams.size();
+  }
+  return held;
+}
+
 Graph *forbidding_capture() {
   if (t_mode == ACL_MODEL_RI_CAPTURE_MODE_RELAXED) return nullptr;
   for (auto &entry : graphs()) {
@@ -153,6 +161,9 @@ SIM_API aclError aclmdlRICaptureBegin(aclrtStream handle, aclmdlRICaptureMode mo
   if (stream->capture) {
     return fail(ACL_ERROR_RT_STREAM_CAPTURED, "aclmdlRICaptureBegin: stream %d is captured already",
                 stream->id);
+  }
+  if (aclError error = refuse_if_no_stream_is_left(stream->device, "aclmdlRICaptureBegin")) {
+    return error;
   }
   auto graph = std::make_shared<Graph>();
   graph->id = g_next_graph++;

@@ -56,6 +56,7 @@ Options read() {
   };
   made.devices = count_visible(atoi(get("devices", "1").c_str()));
   made.memory = strtoull(get("memory", "8589934592").c_str(), nullptr, 10);
+  made.streams = strtoull(get("streams", "2048").c_str(), nullptr, 10);
   made.soc = get("soc", made.soc);
   made.seed = strtoull(get("seed", "0").c_str(), nullptr, 10);
   made.timeout = atof(get("timeout", "60").c_str());

@@ -32,6 +32,7 @@ enum class Schedule { kLazy, kEager, kRandom };
 struct Options {
   int devices = 1;
   size_t memory = 8ull << 30;
+  size_t streams = 2048;  // of a device, with those that captured graphs hold
   std::string soc = "Ascend910B1";
   Schedule schedule = Schedule::kLazy;
   uint64_t seed = 0;
@@ -130,6 +131,9 @@ Device &device(int number);
 std::vector<Stream *> all_streams();
 int current_device();  // of this thread, -1 when none is set
 Stream *new_stream(int device);
+// Refuses one more stream, of a device that has as many as there may be. A captured graph holds one
+// for each stream that it was captured from, until it is destroyed.
+aclError refuse_if_no_stream_is_left(int device, const char *caller);
 // The stream of a handle; null (with the error kept) for a handle that is none.
 Stream *find_stream(aclrtStream handle, const char *caller);
 
@@ -193,6 +197,7 @@ struct Graph : std::enable_shared_from_this<Graph> {
 };
 
 int add_node(Stream *stream, Operation operation);
+size_t captured_streams(int device);  // that graphs hold
 void join_capture(Stream *stream, const std::shared_ptr<Graph> &graph);
 // Refuses a call that a capture in progress forbids in this thread (null: allowed).
 Graph *forbidding_capture();

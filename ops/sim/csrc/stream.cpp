@@ -67,6 +67,17 @@ Stream *new_stream(int number) {
   return stream;
 }
 
+aclError refuse_if_no_stream_is_left(int number, const char *caller) {
+  size_t made = 0;
+  for (auto &entry : streams()) made += entry.first->device == number;
+  const size_t held = captured_streams(number);
+  if (made + held < options().streams) return 0;
+  return fail(ACL_ERROR_RT_NO_STREAM_RESOURCE,
+              "%s: device %d has no stream left: %zu were made and graphs hold %zu, of %zu in all "
+              "(sim run --streams)",
+              caller, number, made, held, options().streams);
+}
+
 Stream *find_stream(aclrtStream handle, const char *caller) {
   if (!handle) {
     if (t_device < 0) {
@@ -180,6 +191,7 @@ SIM_API aclError aclrtCreateStream(aclrtStream *stream) {
   if (t_device < 0) {
     return fail(ACL_ERROR_RT_CONTEXT_NULL, "aclrtCreateStream: this thread has set no device");
   }
+  if (aclError error = refuse_if_no_stream_is_left(t_device, "aclrtCreateStream")) return error;
   *stream = new_stream(t_device);
   return 0;
 }

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..dispatch import Support
-from ..nz import from_nz, page_planes
-from ..page_layout import PageLayout, Quantisation
-from ..quantise import dequantise_pages
+from ..page_layout import PageLayout
+from ..page_values import block_values, used_blocks
 
 if TYPE_CHECKING:
     from . import GatherRequest
@@ -50,36 +49,10 @@ def kv_cache_gather(
     """
     used = []  # every block id is known to be good before anything is written
     for blocks, length in zip(block_table, seq_lens.tolist(), strict=True):
-        used.append(_used_blocks(pages, blocks, length, layout.block_size))
+        used.append(used_blocks(pages, blocks, layout.block_size, 0, length))
     for blocks, start, length in zip(used, starts.tolist(), seq_lens.tolist(), strict=True):
-        planes = _values(pages[blocks], layout, channel_scales, compute_dtype)
+        planes = block_values(pages[blocks], layout, channel_scales, compute_dtype)
         for target, plane in zip((key, value), planes, strict=True):
             # [blocks, kv_heads, block_size, head_dim] -> [blocks * block_size, kv_heads, head_dim]
             rows = plane.transpose(1, 2).flatten(0, 1)[:length]
             target[start : start + length] = rows.to(target.dtype)
-
-
-def _used_blocks(
-    pages: torch.Tensor, block_row: torch.Tensor, length: int, block_size: int
-) -> torch.Tensor:
-    """Return the ids of the blocks that hold ``length`` tokens, int64."""
-    used = block_row[: -(-length // block_size)].long()
-    if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < pages.shape[0]:
-        raise ValueError(
-            f"block ids {int(used.min())}..{int(used.max())} lie outside the pages, which hold "
-            f"{pages.shape[0]} blocks."
-        )
-    return used
-
-
-def _values(
-    pages: torch.Tensor,
-    layout: PageLayout,
-    channel_scales: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return K and V of whole blocks, ``[blocks, kv_heads, block_size, head_dim]`` each."""
-    if layout.quantisation != Quantisation.NONE:
-        return dequantise_pages(pages, layout, channel_scales, dtype)
-    key, value = (from_nz(plane)[..., : layout.head_dim] for plane in page_planes(pages, layout))
-    return key.to(dtype), value.to(dtype)

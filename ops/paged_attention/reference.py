@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..dispatch import Support
-from ..nz import from_nz, page_planes
-from ..page_layout import PageLayout, Quantisation
-from ..quantise import dequantise_pages
+from ..page_layout import PageLayout
+from ..page_values import block_values, used_blocks
 
 if TYPE_CHECKING:
     from . import AttentionRequest
@@ -79,10 +78,10 @@ def paged_attention(
             continue
         # Tokens before the first row's window are never read: their blocks may be freed.
         first = max(0, length - count - window + 1) if window else 0
-        blocks = _blocks(pages, block_table[i], layout.block_size, first, length)
+        blocks = used_blocks(pages, block_table[i], layout.block_size, first, length)
         key, value = (
             _tokens(plane, first % layout.block_size, length - first)
-            for plane in _values(pages[blocks], layout, channel_scales, compute_dtype)
+            for plane in block_values(pages[blocks], layout, channel_scales, compute_dtype)
         )
         result = _attend(
             query[rows].to(compute_dtype),
@@ -95,32 +94,6 @@ def paged_attention(
         attended.append((rows, result.to(out.dtype)))
     for rows, result in attended:
         out[rows] = result
-
-
-def _blocks(
-    pages: torch.Tensor, block_row: torch.Tensor, block_size: int, first: int, length: int
-) -> torch.Tensor:
-    """Return the ids of the blocks that hold tokens ``first .. length``."""
-    used = block_row[first // block_size : (length + block_size - 1) // block_size].long()
-    if used.numel() and not 0 <= int(used.min()) <= int(used.max()) < pages.shape[0]:
-        raise ValueError(
-            f"block ids {int(used.min())}..{int(used.max())} lie outside the pages, which hold "
-            f"{pages.shape[0]} blocks."
-        )
-    return used
-
-
-def _values(
-    pages: torch.Tensor,
-    layout: PageLayout,
-    channel_scales: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return K and V of whole blocks, ``[blocks, kv_heads, block_size, head_dim]`` each."""
-    if layout.quantisation != Quantisation.NONE:
-        return dequantise_pages(pages, layout, channel_scales, dtype)
-    key, value = page_planes(pages, layout)
-    return from_nz(key).to(dtype), from_nz(value).to(dtype)
 
 
 def _tokens(plane: torch.Tensor, skip: int, count: int) -> torch.Tensor:

@@ -52,11 +52,13 @@ class Implementation(Generic[RequestT]):
         bind: takes pages and their layout, whose types and shapes will not change, and returns the
             kernel, with the operator's own arguments except ``layout``. What depends on these
             alone is computed here, once. None: the caller of ``Operator.choose`` runs it itself.
+        load: of operators without pages: returns the kernel that serves all calls of a request.
     """
 
     name: str
     supports: Callable[[RequestT], Support]
     bind: Callable[[torch.Tensor, PageLayout], Callable[..., Any]] | None = None
+    load: Callable[[], Callable[..., Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class Operator(Generic[RequestT]):
     implementations: tuple[Implementation[RequestT], ...]
     _choices: dict[RequestT, Choice[RequestT]] = field(default_factory=dict, repr=False)
     _bound: dict[Hashable, Bound] = field(default_factory=dict, repr=False)
+    _kernels: dict[Hashable, Callable[..., Any]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Make the operator known to :func:`operators`."""
@@ -127,10 +130,32 @@ class Operator(Generic[RequestT]):
         self._bound[signature] = kept
         return kept
 
+    def kernel(self, signature: Hashable) -> Callable[..., Any] | None:
+        """Return what :meth:`load` kept for a signature, or None at its first call."""
+        return self._kernels.get(signature)
+
+    def load(self, signature: Hashable, request: RequestT) -> Callable[..., Any]:
+        """Choose the kernel of a signature whose checks have passed, and keep it.
+
+        :meth:`bind` for operators without pages.
+
+        Args:
+            signature: everything of a call that its checks and the choice depend on.
+            request: the same, for the choice.
+        """
+        if len(self._kernels) >= _MAX_BOUND:
+            self._kernels.clear()
+        chosen = self.choose(request).implementation
+        assert chosen.load is not None, f"{chosen.name} of {self.name} is run by its caller"
+        kernel = chosen.load()
+        self._kernels[signature] = kernel
+        return kernel
+
     def forget(self) -> None:
         """Forget choices, because what they depend on has changed."""
         self._choices.clear()
         self._bound.clear()
+        self._kernels.clear()
 
     def choose(self, request: RequestT) -> Choice[RequestT]:
         """Return the implementation that serves ``request`` under the current policy.

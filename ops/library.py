@@ -65,6 +65,6 @@ def needs_dispatcher(tensor: torch.Tensor) -> bool:
     return (
         not tensor.is_cpu
         or type(tensor) not in _PLAIN
+        or torch.compiler.is_compiling()  # before the next, which Dynamo cannot trace
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch.compiler.is_compiling()
     )

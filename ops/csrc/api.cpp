@@ -1,9 +1,13 @@
 #include "ascend_cpu.h"
 
-void ascend_cpu_abi(int64_t out[3]) {
+void ascend_cpu_abi(int64_t out[7]) {
   out[0] = ASCEND_CPU_ABI_VERSION;
   out[1] = sizeof(ascend_attention_args);
   out[2] = sizeof(ascend_write_args);
+  out[3] = sizeof(ascend_linear_args);
+  out[4] = sizeof(ascend_int8_linear_args);
+  out[5] = sizeof(ascend_quantise_args);
+  out[6] = sizeof(ascend_hadamard_args);
 }
 
 // Set by ops/native/build.py.

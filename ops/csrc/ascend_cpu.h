@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define ASCEND_CPU_ABI_VERSION 2
+#define ASCEND_CPU_ABI_VERSION 3
 #define ASCEND_API __attribute__((visibility("default")))
 
 enum ascend_dtype {
@@ -123,15 +123,94 @@ typedef struct ascend_write_args {
   int32_t num_threads;
 } ascend_write_args;
 
-// Version and struct sizes, for the loader: out[0] version, out[1] sizeof(ascend_attention_args),
-// out[2] sizeof(ascend_write_args).
-ASCEND_API void ascend_cpu_abi(int64_t out[3]);
+// out = x times integer weights with scales, and bias. Weights, scales and zero points are packed
+// in blocks of 32 columns (linear_weights.h).
+typedef struct ascend_linear_args {
+  const void *x;        // [m, k], rows contiguous
+  void *out;            // [m, n], rows contiguous, type of x
+  const void *weights;  // [blocks][k in words][32] words
+  const void *scales;   // [blocks][groups][32]
+  const int8_t *zeros;  // [blocks][groups][32] or null: all 0
+  const void *bias;     // [n] or null
+  int64_t x_stride;     // elements
+  int64_t out_stride;   // elements
+  int32_t m;
+  int32_t n;
+  int32_t k;
+  int32_t group;  // k per scale: divides k and is a multiple of 32, or at least k
+  int32_t bits;   // 4 or 8
+  int32_t dtype;  // ascend_dtype of x and out
+  int32_t scale_dtype;
+  int32_t bias_dtype;
+  int32_t num_threads;
+} ascend_linear_args;
+
+// out = (x times int8 weights - x_zero * sums of columns + quant_bias) * x_scale * weight_scale +
+// bias. The part in parentheses is exact in 32-bit integers. Weights are packed as in
+// ascend_linear.
+typedef struct ascend_int8_linear_args {
+  const int8_t *x;             // [m, k], rows contiguous
+  void *out;                   // [m, n], rows contiguous
+  const void *weights;         // [blocks][k in words][32] words
+  const int32_t *column_sums;  // [blocks * 32], of the weights
+  const float *weight_scale;   // [n]
+  const float *x_scale;        // [m], or [1]
+  const int32_t *x_zero;       // as x_scale, or null
+  const int32_t *quant_bias;   // [n] or null
+  const void *bias;            // [n] or null
+  int64_t x_stride;            // elements
+  int64_t out_stride;          // elements
+  int32_t m;
+  int32_t n;
+  int32_t k;
+  int32_t scale_per_row;  // 0: x_scale is one number
+  int32_t zero_per_row;
+  int32_t dtype;  // ascend_dtype of out
+  int32_t bias_dtype;
+  int32_t num_threads;
+} ascend_int8_linear_args;
+
+// Rows into int8 with a scale each (ops/dynamic_quant).
+typedef struct ascend_quantise_args {
+  const void *x;     // [m, k], rows contiguous
+  int8_t *codes;     // [m, k]
+  float *scales;     // [m]
+  int32_t *zeros;    // [m], or null: symmetric
+  int64_t x_stride;  // elements
+  int64_t m;
+  int64_t k;
+  int32_t dtype;  // ascend_dtype of x
+  int32_t num_threads;
+} ascend_quantise_args;
+
+// Blocks of columns times scale * (base (x) Sylvester's matrix).
+typedef struct ascend_hadamard_args {
+  const void *x;      // [m, d], rows contiguous
+  void *out;          // [m, d] contiguous, type of x
+  const float *base;  // [order, order], or null: order is 1
+  int64_t x_stride;   // elements
+  int64_t m;
+  int64_t d;
+  int64_t block;  // order times a power of two; divides d
+  int64_t order;
+  float scale;
+  int32_t dtype;  // ascend_dtype of x and out
+  int32_t num_threads;
+} ascend_hadamard_args;
+
+// Version and struct sizes, for the loader: out[0] version, then sizeof of the argument structs of
+// attention, write, linear, int8 linear, quantise and hadamard.
+ASCEND_API void ascend_cpu_abi(int64_t out[7]);
 // Hash of the sources that this library was compiled from (ops/native/build.py).
 ASCEND_API const char *ascend_cpu_sources(void);
 // 1 when this machine can run this library's instruction set.
 ASCEND_API int ascend_cpu_runnable(void);
 ASCEND_API int ascend_cpu_paged_attention(const ascend_attention_args *args);
 ASCEND_API int ascend_cpu_kv_write(const ascend_write_args *args);
+ASCEND_API int ascend_cpu_linear(const ascend_linear_args *args);
+ASCEND_API int ascend_cpu_int8_linear(const ascend_int8_linear_args *args);
+ASCEND_API int ascend_cpu_quantise(const ascend_quantise_args *args);
+ASCEND_API int ascend_cpu_hadamard(const ascend_hadamard_args *args);
 
 #ifdef __cplusplus
 }

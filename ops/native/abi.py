@@ -10,7 +10,7 @@ import ctypes
 import struct
 from enum import IntEnum
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 
 class Dtype(IntEnum):
@@ -107,6 +107,90 @@ class WriteArgs(ctypes.Structure):
     ]
 
 
+class LinearArgs(ctypes.Structure):
+    """``ascend_linear_args``: rows times packed integer weights."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("zeros", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("out_stride", ctypes.c_int64),
+        ("m", ctypes.c_int32),
+        ("n", ctypes.c_int32),
+        ("k", ctypes.c_int32),
+        ("group", ctypes.c_int32),
+        ("bits", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("scale_dtype", ctypes.c_int32),
+        ("bias_dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
+class Int8LinearArgs(ctypes.Structure):
+    """``ascend_int8_linear_args``: int8 rows times packed int8 weights."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("column_sums", ctypes.c_void_p),
+        ("weight_scale", ctypes.c_void_p),
+        ("x_scale", ctypes.c_void_p),
+        ("x_zero", ctypes.c_void_p),
+        ("quant_bias", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("out_stride", ctypes.c_int64),
+        ("m", ctypes.c_int32),
+        ("n", ctypes.c_int32),
+        ("k", ctypes.c_int32),
+        ("scale_per_row", ctypes.c_int32),
+        ("zero_per_row", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("bias_dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
+class QuantiseArgs(ctypes.Structure):
+    """``ascend_quantise_args``: rows into int8."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("codes", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("zeros", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
+class HadamardArgs(ctypes.Structure):
+    """``ascend_hadamard_args``: rotation of blocks of columns."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("base", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("d", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+        ("order", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
 _FORMATS: dict[type, str] = {
     ctypes.c_void_p: "P",
     ctypes.c_int64: "q",
@@ -128,8 +212,22 @@ def _format(structure: type[ctypes.Structure]) -> str:
 #: ("0q" pads the end as C does.)
 pack_attention_args = struct.Struct(_format(AttentionArgs) + "0q").pack
 pack_write_args = struct.Struct(_format(WriteArgs) + "0q").pack
+pack_linear_args = struct.Struct(_format(LinearArgs) + "0q").pack
+pack_int8_linear_args = struct.Struct(_format(Int8LinearArgs) + "0q").pack
+pack_quantise_args = struct.Struct(_format(QuantiseArgs) + "0q").pack
+pack_hadamard_args = struct.Struct(_format(HadamardArgs) + "0q").pack
+
+#: Argument structs in the order in which ``ascend_cpu_abi`` tells their sizes.
+_STRUCTS: tuple[type[ctypes.Structure], ...] = (
+    AttentionArgs,
+    WriteArgs,
+    LinearArgs,
+    Int8LinearArgs,
+    QuantiseArgs,
+    HadamardArgs,
+)
 
 
-def expected_abi() -> tuple[int, int, int]:
+def expected_abi() -> tuple[int, ...]:
     """Version and struct sizes that a matching library reports through ``ascend_cpu_abi``."""
-    return ABI_VERSION, ctypes.sizeof(AttentionArgs), ctypes.sizeof(WriteArgs)
+    return ABI_VERSION, *(ctypes.sizeof(each) for each in _STRUCTS)

@@ -68,8 +68,17 @@ class PageFields(NamedTuple):
         )
 
 
-def _address(tensor: torch.Tensor | None) -> int:
+def address(tensor: torch.Tensor | None) -> int:
+    """Return where a tensor's elements begin; 0 without one."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def refused(call: str, status: int) -> RuntimeError:
+    """Return the error of a call that checks let through and kernels did not."""
+    return RuntimeError(
+        f"the native kernels refuse {call} (status {status}), which the operator's checks "
+        "let through; please report this, and set ops.implementation to 'reference' meanwhile."
+    )
 
 
 def paged_attention(
@@ -106,7 +115,7 @@ def paged_attention(
     rows = (query.data_ptr(), out.data_ptr(), q_token, q_head, out_token, out_head)
     batch = (query_start_loc.data_ptr(), seq_lens.data_ptr())
     table = (block_table.data_ptr(), block_table.stride(0))
-    optional = (_address(alibi_slopes), _address(sinks), _address(channel_scales))
+    optional = (address(alibi_slopes), address(sinks), address(channel_scales))
     scores = (scale, soft_cap, window, causal, DTYPES[query.dtype], query.shape[1])
     sizes = (seq_lens.shape[0], torch.get_num_threads(), fast)
     args = pack_attention_args(
@@ -156,8 +165,8 @@ def kv_write(
         value_token,
         value_head,
         slot_mapping.data_ptr(),
-        _address(channel_scales),
-        _address(counters),
+        address(channel_scales),
+        address(counters),
         slot_mapping.shape[0],
         k_threshold,
         v_threshold,
@@ -175,7 +184,4 @@ def kv_write(
 
 def _expect_ok(status: int, fields: PageFields) -> None:
     if status != Status.OK:
-        raise RuntimeError(
-            f"the native kernels refuse {fields} (status {status}), which the operator's checks "
-            "let through; please report this, and set ops.implementation to 'reference' meanwhile."
-        )
+        raise refused(str(fields), status)

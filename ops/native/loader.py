@@ -15,6 +15,15 @@ from . import abi, build
 
 #: Forces one instruction set, for tests and for telling kernels and compilers apart.
 ISA_VARIABLE = "ASCEND_PLUGIN_CPU_ISA"
+#: Fields of :class:`NativeLibrary` and the C functions they hold.
+_FUNCTIONS = {
+    "attention": "ascend_cpu_paged_attention",
+    "write": "ascend_cpu_kv_write",
+    "linear": "ascend_cpu_linear",
+    "int8_linear": "ascend_cpu_int8_linear",
+    "quantise": "ascend_cpu_quantise",
+    "hadamard": "ascend_cpu_hadamard",
+}
 _REBUILD = "rebuild it: pip install -e . (or python -m ascend_plugin.ops.native)"
 
 
@@ -31,12 +40,20 @@ class NativeLibrary:
         path: the file.
         attention: ``ascend_cpu_paged_attention``; takes ``byref(AttentionArgs)``.
         write: ``ascend_cpu_kv_write``; takes ``byref(WriteArgs)``.
+        linear: ``ascend_cpu_linear``; takes ``byref(LinearArgs)``.
+        int8_linear: ``ascend_cpu_int8_linear``; takes ``byref(Int8LinearArgs)``.
+        quantise: ``ascend_cpu_quantise``; takes ``byref(QuantiseArgs)``.
+        hadamard: ``ascend_cpu_hadamard``; takes ``byref(HadamardArgs)``.
     """
 
     isa: str
     path: Path
     attention: Callable[[object], int]
     write: Callable[[object], int]
+    linear: Callable[[object], int]
+    int8_linear: Callable[[object], int]
+    quantise: Callable[[object], int]
+    hadamard: Callable[[object], int]
 
 
 class IsaStatus(NamedTuple):
@@ -62,28 +79,25 @@ def _open(isa: str) -> NativeLibrary:
     try:
         handle = ctypes.CDLL(str(path), mode=os.RTLD_LOCAL | os.RTLD_NOW)
         runnable, sources = handle.ascend_cpu_runnable, handle.ascend_cpu_sources
-        report, attention, write = (
-            handle.ascend_cpu_abi,
-            handle.ascend_cpu_paged_attention,
-            handle.ascend_cpu_kv_write,
-        )
+        report = handle.ascend_cpu_abi
+        functions = {field: getattr(handle, name) for field, name in _FUNCTIONS.items()}
     except (OSError, AttributeError) as error:
         raise NativeLibraryError(f"{path} does not load: {error}; {_REBUILD}") from error
     if not runnable():
         raise NativeLibraryError(f"this processor does not have the {isa} instruction set")
-    sizes = (ctypes.c_int64 * 3)()
+    sizes = (ctypes.c_int64 * len(abi.expected_abi()))()
     report(sizes)
     if tuple(sizes) != abi.expected_abi():
         raise NativeLibraryError(
             f"{path} has ABI {tuple(sizes)}, this package expects {abi.expected_abi()} (version, "
-            f"attention bytes, write bytes); {_REBUILD}"
+            f"bytes of argument structs); {_REBUILD}"
         )
     sources.restype = ctypes.c_char_p
     if sources().decode() != _source_hash():
         raise NativeLibraryError(
             f"{path} was compiled from other sources than {build.SOURCE_DIR}; {_REBUILD}"
         )
-    return NativeLibrary(isa=isa, path=path, attention=attention, write=write)
+    return NativeLibrary(isa=isa, path=path, **functions)
 
 
 @cache

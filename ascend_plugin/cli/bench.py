@@ -13,15 +13,22 @@ from ascend_plugin.bench import machine
 from ascend_plugin.bench.attention import cases
 from ascend_plugin.bench.attention.settings import Settings as AttentionSettings
 from ascend_plugin.bench.errors import BenchError
+from ascend_plugin.bench.linear import cases as linear_cases
 from ascend_plugin.cli import bench_options as options
 from ascend_plugin.cli.output import clean_stdout, progress, remark, table_console, write_json
 
 if TYPE_CHECKING:
     from ascend_plugin.bench.attention.rows import AttentionRow
+    from ascend_plugin.bench.linear.rows import LinearRow
     from ascend_plugin.bench.npu_cost.settings import Settings as CostSettings
     from ascend_plugin.bench.serve.runner import Settings as ServeSettings
 
 app = typer.Typer(no_args_is_help=True)
+
+_PARITY_FAILED = (
+    "parity failed: at least one result is not that of the float64 reference, so no speed-up is "
+    "reported for it. Run the tests of the operators (tests/ops)."
+)
 
 
 @app.callback()
@@ -63,10 +70,36 @@ def attention(
         check_plot_path(plot)
     rows = _measure_attention(wanted, settings, plot, as_json)
     if not all(row.parity_ok for row in rows):
-        raise BenchError(
-            "parity failed: at least one result is not that of the float64 reference, so no "
-            "speed-up is reported for it. Run the tests of the operators (tests/ops)."
-        )
+        raise BenchError(_PARITY_FAILED)
+
+
+@app.command()
+def linear(
+    scheme: options.LinearSchemes = None,
+    shape: options.LinearShapes = None,
+    rows: options.LinearRows = None,
+    group: options.LinearGroup = linear_cases.DEFAULT_GROUP,
+    threads: options.Threads = None,
+    implementation: options.Implementation = None,
+    isa: options.Isa = None,
+    seconds: options.Seconds = 3.0,
+    plot: options.Plot = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure quantised linear layers on weights that do not fit into the processor's cache.
+
+    Every result is compared with a float64 oracle; a wrong one has no ratio, and exit code 1.
+    """
+    from ascend_plugin.bench.attention.plot import check_plot_path
+
+    wanted = linear_cases.make_cases(scheme or (), shape or (), rows or (), group)
+    cpus = machine.available_cpus() if threads is None else threads
+    settings = AttentionSettings(cpus, seconds, implementation, isa)
+    if plot:
+        check_plot_path(plot)
+    found = _measure_linear(wanted, settings, plot, as_json)
+    if not all(row.parity_ok for row in found):
+        raise BenchError(_PARITY_FAILED)
 
 
 @app.command()
@@ -140,6 +173,33 @@ def _measure_attention(
             from ascend_plugin.cli import tables
 
             table_console(stdout).print(tables.attention_table(outcome.rows, meta))
+    return outcome.rows
+
+
+def _measure_linear(
+    wanted: list[linear_cases.LinearCase],
+    settings: AttentionSettings,
+    plot: Path | None,
+    as_json: bool,
+) -> list[LinearRow]:
+    load = _load_average()
+    with clean_stdout() as stdout:
+        with progress() as report:
+            report("loading torch")
+            from ascend_plugin.bench.linear.runner import run_cases
+
+            outcome = run_cases(wanted, settings, report)
+        meta = machine.describe(settings.threads, outcome.isa, load) | outcome.method
+        if plot:
+            from ascend_plugin.bench.linear.plot import plot as draw
+
+            draw(outcome.rows, f"{meta['cpu']}, {settings.threads} threads", plot)
+        if as_json:
+            write_json(stdout, [asdict(row) for row in outcome.rows], meta)
+        else:
+            from ascend_plugin.cli import tables
+
+            table_console(stdout).print(tables.linear_table(outcome.rows, meta))
     return outcome.rows
 
 

@@ -57,6 +57,34 @@ Plot = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw the result, as .png or .svg.")
 ]
 
+LinearSchemes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scheme",
+        metavar="w4a16|w4a16-zp|w8a16|w8a8",
+        help="How weights (w) and activations (a) are held; -zp: zero points. Repeatable.",
+        show_default="w4a16",
+    ),
+]
+LinearShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NxK|smollm2|7b",
+        help="Columns and inputs of the layer, or all layers of a model; repeatable.",
+        show_default="4096x4096",
+    ),
+]
+LinearRows = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--rows", "-m", help="Rows (tokens) of a call; repeatable.", show_default="1, 2, 4, 8, 512"
+    ),
+]
+LinearGroup = Annotated[
+    int, typer.Option(help="Inputs that share a scale; 0: one scale per column.")
+]
+
 Models = Annotated[
     list[str] | None,
     typer.Option(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from ascend_plugin.bench.attention.rows import AttentionRow
+from ascend_plugin.bench.linear.rows import LinearRow
 from ascend_plugin.bench.npu_cost.rows import CostRow
 from ascend_plugin.bench.serve.runner import ServeRow
 
@@ -26,13 +27,43 @@ def attention_table(rows: Sequence[AttentionRow], meta: Mapping[str, object]) ->
             row.isa or row.implementation,
             _number(row.time_ms),
             _number(row.stock_time_ms),
-            _ratio(row),
+            _ratio(row.parity_ok, row.ratio_vs_stock),
             _number(row.gb_per_s),
             _number(row.read_gb_per_s),
             _number(row.gflop_per_s),
             _number(row.rel_l2_vs_fp64),
             _number(row.stock_rel_l2_vs_fp64),
             f"{row.kv_tokens_per_gib} ({row.kv_tokens_vs_bf16:.2f}×)",
+            row.note or "",
+        )
+    return table
+
+
+def linear_table(rows: Sequence[LinearRow], meta: Mapping[str, object]) -> Table:
+    """Return the table of ``bench linear``."""
+    table = _table(f"linear layers, {_where(meta)}")
+    table.add_column("case")
+    table.add_column("runs on")
+    speed = ("ms", "bf16 ms", "ratio", "vLLM bf16 ms", "ratio", "vLLM ms", "ratio", "GB/s")
+    for name in (*speed, "GFLOP/s", "rel L2", "vLLM rel L2"):
+        table.add_column(name, justify="right")
+    table.add_column("note")
+    for row in rows:
+        group = "channel" if row.group == row.k else f"g{row.group}"
+        table.add_row(
+            f"{row.scheme} {group} {row.n}×{row.k}, {row.m} rows",
+            row.isa or row.implementation,
+            _number(row.time_ms),
+            _number(row.bf16_time_ms),
+            _ratio(row.parity_ok, row.ratio_vs_bf16),
+            _number(row.vllm_bf16_time_ms),
+            _ratio(row.parity_ok, row.ratio_vs_vllm_bf16),
+            _number(row.stock_time_ms),
+            _ratio(row.parity_ok, row.ratio_vs_stock),
+            _number(row.gb_per_s),
+            _number(row.gflop_per_s),
+            _number(row.rel_l2),
+            _number(row.stock_rel_l2),
             row.note or "",
         )
     return table
@@ -108,10 +139,10 @@ def _case(row: AttentionRow) -> str:
     return f"{row.phase} {row.variant} {row.batch} × {size}"
 
 
-def _ratio(row: AttentionRow) -> str:
-    if not row.parity_ok:
+def _ratio(parity_ok: bool, ratio: float | None) -> str:
+    if not parity_ok:
         return "[bold red]parity failed[/]"
-    return "–" if row.ratio_vs_stock is None else f"[bold]{row.ratio_vs_stock:.2f}×[/]"
+    return "–" if ratio is None else f"[bold]{ratio:.2f}×[/]"
 
 
 def _number(value: float | None) -> str:

@@ -28,6 +28,7 @@ class Prepared:
         implementation: which of the contender's implementations runs.
         isa: its instruction set, where one was chosen.
         remark: how its caches were allocated.
+        last: returns the result of the last call, where each makes a new one.
     """
 
     run: Callable[[int], None]
@@ -37,6 +38,7 @@ class Prepared:
     implementation: str = ""
     isa: str | None = None
     remark: str = ""
+    last: Callable[[], torch.Tensor] | None = None
 
 
 class Contender(Protocol):

@@ -58,7 +58,7 @@ def run_cases(cases: Sequence[Case], settings: Settings, report: Report) -> Outc
         NativeLibraryError: the asked instruction set does not run here.
         ValueError: another policy is forced by the environment.
     """
-    _apply(settings)
+    apply_settings(settings)
     report("loading vLLM's operators")
     ours, stock = PluginContender(), StockContender()
     rows, memory = [], set()
@@ -88,7 +88,7 @@ def _method(settings: Settings, memory: list[str]) -> dict[str, object]:
     }
 
 
-def _apply(settings: Settings) -> None:
+def apply_settings(settings: Settings) -> None:
     """Set threads, implementation and instruction set for this process."""
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)

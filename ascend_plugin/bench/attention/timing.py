@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ascend_plugin.bench.attention.contenders import Prepared
@@ -67,23 +68,40 @@ def time_pairs(
     """
     contenders = {"ours": ours, "stock": stock, "reads": reader}
     present = {name: one for name, one in contenders.items() if one is not None}
+    times = time_turns(present, ours.layers, seconds)
+    return PairedTimes(**{name: times.get(name, ()) for name in contenders})
+
+
+def time_turns(
+    contenders: Mapping[str, Prepared], layers: int, seconds: float
+) -> dict[str, tuple[float, ...]]:
+    """Measure any number of contenders in turns, as :func:`time_pairs` does.
+
+    Args:
+        contenders: by name.
+        layers: of each.
+        seconds: how long.
+
+    Returns:
+        Seconds per call; entry ``i`` of all was measured in the same turn.
+    """
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for contender in present.values():  # faults in what is touched for the first time
+    for contender in contenders.values():  # faults in what is touched for the first time
         contender.run(0)
     collecting = gc.isenabled()
     gc.disable()
     try:
         end = time.perf_counter() + seconds
-        pair = 0
-        while pair < _MAX_PAIRS and (pair < _MIN_PAIRS or time.perf_counter() < end):
-            layer = pair % ours.layers
-            for name in present if pair % 2 else reversed(present):
-                run = present[name].run
+        turn = 0
+        while turn < _MAX_PAIRS and (turn < _MIN_PAIRS or time.perf_counter() < end):
+            layer = turn % layers
+            for name in contenders if turn % 2 else reversed(list(contenders)):
+                run = contenders[name].run
                 start = time.perf_counter()
                 run(layer)
                 times[name].append(time.perf_counter() - start)
-            pair += 1
+            turn += 1
     finally:
         if collecting:
             gc.enable()
-    return PairedTimes(**{name: tuple(values) for name, values in times.items()})
+    return {name: tuple(values) for name, values in times.items()}

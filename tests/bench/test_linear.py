@@ -1,0 +1,82 @@
+"""The float64 oracle of linear layers: it accepts every implementation, and nothing wrong."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from ascend_plugin.bench.attention.contenders import Prepared
+from ascend_plugin.bench.attention.parity import Parity
+from ascend_plugin.bench.attention.timing import time_turns
+from ascend_plugin.bench.linear import contenders, data
+from ascend_plugin.bench.linear.cases import MODEL_SHAPES, SCHEMES, LinearCase, make_cases
+from ascend_plugin.bench.linear.stock import StockContender
+
+
+@pytest.fixture(autouse=True)
+def _few_layers(monkeypatch):
+    monkeypatch.setattr(LinearCase, "layers", 2)
+
+
+def _case(scheme: str, m: int = 5) -> LinearCase:
+    return LinearCase(scheme, m, 96, 128, 128 if scheme == "w8a8" else 32)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_implementation_passes(implementation, scheme):
+    tensors = data.make_data(_case(scheme))
+    prepared = contenders.plugin(tensors)
+    for layer in range(2):
+        prepared.run(layer)
+        found = data.oracle(tensors).compare(prepared.last())
+        assert found.ok, found
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "w8a16"])
+def test_vllm_computes_the_same(scheme):
+    stock = StockContender()
+    case = _case(scheme)
+    assert stock.refusal(case) is None
+    tensors = data.make_data(case)
+    for prepared in (stock.prepare(tensors), stock.bf16(tensors), contenders.bf16(tensors)):
+        prepared.run(1)
+        error = data.oracle(tensors).compare(prepared.last()).rel_l2
+        assert error is not None
+        assert error < 2e-2  # bfloat16 weights, or activations in 8 bits
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_one_wrong_row_is_found(scheme):
+    oracle = data.oracle(data.make_data(_case(scheme, 60)))
+    result = torch.zeros(60, 96, dtype=torch.float64)
+    result[oracle.rows] = oracle.expected
+    assert oracle.compare(result).ok
+    result[oracle.rows[-1]] *= 1.03
+    assert not oracle.compare(result).ok
+
+
+def test_a_result_that_is_not_finite_is_wrong():
+    oracle = data.oracle(data.make_data(_case("w4a16")))
+    result = oracle.expected.clone()
+    result[0, 0] = math.nan
+    assert oracle.compare(result) == Parity(False, None)
+
+
+def test_shapes_of_models():
+    cases = make_cases((), ("smollm2", "64x96"), (1,), 32)
+    assert [(case.n, case.k) for case in cases] == [*MODEL_SHAPES["smollm2"], (64, 96)]
+    assert {case.group for case in cases} == {32}
+    assert make_cases(("w8a8",), ("64x96",), (1,), 32)[0].group == 96
+
+
+def test_turns_change_order_and_layers_go_round():
+    calls: list[tuple[str, int]] = []
+
+    def recorder(name: str) -> Prepared:
+        return Prepared(lambda layer: calls.append((name, layer)), 2, torch.empty(0))
+
+    times = time_turns({name: recorder(name) for name in "abc"}, 2, 0.0)
+    assert calls[3:9] == [("c", 0), ("b", 0), ("a", 0), ("a", 1), ("b", 1), ("c", 1)]
+    assert {len(each) for each in times.values()} == {5}

@@ -27,9 +27,11 @@ def register_general() -> None:
     """Entry point ``vllm.general_plugins``: run once or more in every process of vLLM."""
     from .compat import apply_patches
     from .log import share_vllm_handlers
+    from .quantization import register
 
     share_vllm_handlers()
     apply_patches()
+    register()
 
 
 __all__ = ["register_general", "register_platform"]

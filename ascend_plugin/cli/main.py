@@ -13,6 +13,7 @@ from ascend_plugin.cli.bench import app as bench_app
 from ascend_plugin.cli.calibrate import app as calibrate_app
 from ascend_plugin.cli.doctor.command import doctor
 from ascend_plugin.cli.evaluate import app as eval_app
+from ascend_plugin.cli.inspect import inspect
 from ascend_plugin.cli.sim import app as sim_app
 from ascend_plugin.model.cli import app as model_app
 
@@ -29,6 +30,7 @@ app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(eval_app, name="eval")
 app.add_typer(sim_app, name="sim")
 app.command()(doctor)
+app.command()(inspect)
 
 
 def _print_version(wanted: bool) -> None:

@@ -10,6 +10,8 @@ from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from ascend_plugin.config import INT8_DTYPE, ConfigError
+from ascend_plugin.quantization import adopt as adopt_quantization
+from ascend_plugin.quantization import register as register_quantization
 
 from .attention_choice import register_as_custom, why_not
 from .common import LORA, configure
@@ -43,14 +45,16 @@ class AscendCPUPlatform(CpuPlatform):
 
     @classmethod
     def pre_register_and_update(cls, parser: FlexibleArgumentParser | None = None) -> None:
-        """Make ``--attention-backend CUSTOM`` name the plugin's backend."""
+        """Let ``--attention-backend CUSTOM`` and ``--quantization ascend`` name the plugin's."""
         register_as_custom(ATTENTION_BACKEND)
+        register_quantization()
         super().pre_register_and_update(parser)
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Check the plugin's settings and choose its worker."""
         config = configure(vllm_config, "cpu")
+        adopt_quantization(vllm_config)
         configure_kv_cache(vllm_config, config.kv_cache)
         # The V2 runner exists only with a working Triton; a machine that has one must not
         # silently run code that the plugin was not tested with.

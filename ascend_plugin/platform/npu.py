@@ -11,6 +11,7 @@ from vllm.platforms.interface import DeviceCapability, Platform, PlatformEnum
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from ascend_plugin.config import ConfigError
+from ascend_plugin.quantization import adopt as adopt_quantization
 
 from .attention_choice import register_as_custom, why_not
 from .common import LORA, configure
@@ -67,6 +68,7 @@ class AscendNPUPlatform(Platform):
             ConfigError: settings that an NPU cannot serve.
         """
         config = configure(vllm_config, "npu")
+        adopt_quantization(vllm_config)
         configure_kv_cache(vllm_config, config.kv_cache)
         configure_engine(vllm_config, config)
 

@@ -1,0 +1,30 @@
+"""Quantised weights: reads what the tools write, and serves it through vLLM.
+
+``formats`` describe a checkpoint (:class:`scheme.Checkpoint`) from its headers and configuration,
+and refuse what does not fit; ``unpack`` turns its tensors into integers; ``shards`` takes a
+process' part; ``plan`` and ``execute`` choose, repack and multiply, the two places that know
+the device; ``config`` and ``linear`` are vLLM's side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def register() -> None:
+    """Make ``ascend`` a quantisation method of vLLM. Idempotent."""
+    from . import config  # noqa: F401  registers itself
+
+
+def adopt(vllm_config: Any) -> None:
+    """Give an engine that is being configured the quantisation of its checkpoint, and log it.
+
+    Args:
+        vllm_config: vLLM's configuration of the engine.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be served as it is.
+    """
+    from . import config
+
+    config.adopt(vllm_config)

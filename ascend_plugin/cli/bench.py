@@ -139,17 +139,21 @@ def npu_cost(
     batch: options.CostBatch = 8,
     context: options.CostContext = 4096,
     graphs: options.CostGraphs = "full",
+    drafts: options.CostDrafts = 3,
+    sweep: options.CostSweep = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Count launches and bytes of a layer's decode step, on a simulated NPU; time it on a real one.
 
-    Beside them a roofline of the chip, and the same for vLLM's own chain of operators.
+    Beside them a roofline of the chip, the same for vLLM's own chain of operators, and for int8
+    caches what the AscendC kernel of attention reads and its estimate of cycles.
     """
     from ascend_plugin.bench.npu_cost.models import resolve_geometry
     from ascend_plugin.bench.npu_cost.settings import Settings
 
     geometry = resolve_geometry(model)
-    _count_costs(Settings(geometry, variant, batch, context, graphs), as_json)
+    settings = Settings(geometry, variant, batch, context, graphs, drafts, sweep)
+    _count_costs(settings, as_json)
 
 
 def _measure_attention(
@@ -238,9 +242,14 @@ def _count_costs(settings: CostSettings, as_json: bool) -> None:
             outcome = runner.run(settings, Path(folder), report)
         meta = machine.describe(1, None, load) | outcome.method
         if as_json:
-            write_json(stdout, [asdict(row) for row in outcome.rows], meta)
+            kernels = [asdict(row) for row in outcome.kernels]
+            write_json(stdout, [asdict(row) for row in outcome.rows], meta, kernels=kernels)
         else:
-            table_console(stdout).print(tables.cost_table(outcome.rows, meta))
+            console = table_console(stdout)
+            console.print(tables.cost_table(outcome.rows, meta))
+            if outcome.kernels:
+                console.print()
+                console.print(tables.kernel_table(outcome.kernels, meta))
 
 
 def _load_average() -> float:

@@ -7,6 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from ascend_plugin.bench.npu_cost.models import GEOMETRIES
+from ascend_plugin.bench.npu_cost.settings import GRAPHS
+from ascend_plugin.bench.npu_cost.settings import VARIANTS as COST_VARIANTS
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object: rows and meta.")]
 Threads = Annotated[
     int | None, typer.Option(help="Threads of each contender.", show_default="all CPUs")
@@ -120,11 +124,20 @@ Eager = Annotated[
 CostModel = Annotated[
     str,
     typer.Option(
-        metavar="DIR|smollm2-135m|llama-3.1-8b|qwen3-8b|qwen3-32b",
+        metavar="|".join(["DIR", *GEOMETRIES]),
         help="Folder with config.json, or a published shape; weights are random.",
     ),
 ]
-CostVariant = Annotated[str, typer.Option(metavar="bf16|c8s|c8d", help="How the cache is held.")]
+CostVariant = Annotated[
+    str, typer.Option(metavar="|".join(COST_VARIANTS), help="How the cache is held.")
+]
 CostBatch = Annotated[int, typer.Option(help="Sequences of the decode step.")]
 CostContext = Annotated[int, typer.Option(help="Tokens of each sequence.")]
-CostGraphs = Annotated[str, typer.Option(metavar="none|piecewise|full", help="What is captured.")]
+CostGraphs = Annotated[str, typer.Option(metavar="|".join(GRAPHS), help="What is captured.")]
+CostDrafts = Annotated[
+    int, typer.Option(help="int8: drafts that a verification step checks beside the new token.")
+]
+CostSweep = Annotated[
+    bool,
+    typer.Option("--sweep", help="int8: launch the kernel of attention over a range of shapes."),
+]

@@ -35,10 +35,14 @@ def clean_stdout() -> Iterator[TextIO]:
 
 
 def write_json(
-    stdout: TextIO, rows: Sequence[Mapping[str, object]], meta: Mapping[str, object]
+    stdout: TextIO,
+    rows: Sequence[Mapping[str, object]],
+    meta: Mapping[str, object],
+    **more: Sequence[Mapping[str, object]],
 ) -> None:
-    """Write the one JSON object of a result."""
-    json.dump({"rows": list(rows), "meta": dict(meta)}, stdout, indent=2, allow_nan=False)
+    """Write the one JSON object of a result; ``more`` are rows of other kinds, by name."""
+    result = {"rows": list(rows), **more, "meta": dict(meta)}
+    json.dump(result, stdout, indent=2, allow_nan=False)
     stdout.write("\n")
 
 

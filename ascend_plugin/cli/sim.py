@@ -91,6 +91,10 @@ def run(
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append a JSON line per operator launch.")
     ] = None,
+    products: Annotated[
+        bool,
+        typer.Option(help="Compute matrix products; without, they are zeros, to count launches."),
+    ] = True,
     task_queue: Annotated[
         int, typer.Option(min=0, max=2, help="torch_npu's TASK_QUEUE_ENABLE.")
     ] = 0,
@@ -110,6 +114,7 @@ def run(
         schedule=schedule,
         seed=seed,
         trace=str(trace.absolute()) if trace else "",
+        products=products,
         timeout=timeout,
         peer_timeout=peer_timeout,
     )

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ascend_plugin.bench.attention.rows import AttentionRow
 from ascend_plugin.bench.linear.rows import LinearRow
-from ascend_plugin.bench.npu_cost.rows import CostRow
+from ascend_plugin.bench.npu_cost.rows import CostRow, KernelRow
 from ascend_plugin.bench.serve.runner import ServeRow
 
 
@@ -119,6 +119,33 @@ def cost_table(rows: Sequence[CostRow], meta: Mapping[str, object]) -> Table:
             _number(row.estimated_us),
             _number(row.measured_us),
             row.bound,
+            row.note or "",
+        )
+    return table
+
+
+def kernel_table(rows: Sequence[KernelRow], meta: Mapping[str, object]) -> Table:
+    """Return the table of the kernel of attention of ``bench npu-cost``."""
+    where = "estimates of its host model" if meta["simulated"] else "measured"
+    table = _table(f"AscendC kernel of attention, one layer, {where}")
+    table.add_column("phase")
+    counted = ("batch", "query tokens", "context", "cycles", "estimated µs", "measured µs")
+    for name in (*counted, "roofline µs", "pages MB", "read ÷ pages"):
+        table.add_column(name, justify="right")
+    for name in ("bound", "busiest", "note"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(
+            f"{row.phase} {row.variant}",
+            *(str(count) for count in (row.batch, row.query_tokens, row.context)),
+            "–" if row.cycles is None else str(row.cycles),
+            _number(row.estimated_us),
+            _number(row.measured_us),
+            _number(row.roofline_us),
+            f"{row.pages_bytes / 1e6:.2f}",
+            _number(row.pages_read_ratio),
+            row.bound or "",
+            "" if row.busiest is None else f"{row.busiest} {row.busiest_cycles}",
             row.note or "",
         )
     return table

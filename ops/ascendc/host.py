@@ -86,8 +86,11 @@ class Report:
         aiv: work of the vector cores by pipe.
         traffic: GM traffic by argument name.
         pipe_cycles: estimate: longest chain of instructions and flags on a core.
-        memory_cycles: estimate: the traffic at the bandwidth of HBM, at the least.
-        bound: what the estimate says the launch waits for most: "memory", "cube" or "vector".
+        memory_cycles: estimate: the traffic at the bandwidth of HBM, at the least; that of an
+            argument named ``workspace`` at the bandwidth of L2.
+        busiest: what the estimate keeps busy longest: "HBM", or a pipe of a core ("AIV V").
+        busiest_cycles: for how long.
+        bound: what that belongs to: "memory", "cube" or "vector".
         clock_ghz: of both estimates.
     """
 
@@ -96,6 +99,8 @@ class Report:
     traffic: Mapping[str, Traffic]
     pipe_cycles: int
     memory_cycles: int
+    busiest: str
+    busiest_cycles: int
     bound: str
     clock_ghz: float
 
@@ -290,6 +295,8 @@ def _report(values: dict[str, Any]) -> Report:
         traffic={name: Traffic(**moved) for name, moved in values["buffers"].items()},
         pipe_cycles=values["pipe_cycles"],
         memory_cycles=values["memory_cycles"],
+        busiest=values["busiest"],
+        busiest_cycles=values["busiest_cycles"],
         bound=values["bound"],
         clock_ghz=values["clock_ghz"],
     )

@@ -52,6 +52,8 @@ class SimulatorOptions:
         schedule: one of ``SCHEDULES``.
         seed: of the random schedule.
         trace: file that gets a JSON line per operator launch; empty for none.
+        products: whether matrix products are computed. Without, their results are zero: for
+            counting launches, where values mean nothing.
         timeout: seconds after which a wait that nothing can end becomes an error.
         peer_timeout: the same for a collective whose peers are alive but do not come.
     """
@@ -63,6 +65,7 @@ class SimulatorOptions:
     schedule: str = "lazy"
     seed: int = 0
     trace: str = ""
+    products: bool = True
     timeout: float = 60.0
     peer_timeout: float = 600.0
 
@@ -104,7 +107,7 @@ class SimulatorOptions:
         if not text:
             return None
         values = json.loads(text)
-        kinds = {"int": int, "float": float, "str": str}
+        kinds = {"int": int, "float": float, "str": str, "bool": "True".__eq__}
         return cls(
             **{
                 field.name: kinds[str(field.type)](values[field.name])

@@ -47,6 +47,8 @@ class Operator:
         compute: takes the decoded arguments and writes the outputs.
         check: takes the same; raises :class:`ConstraintError`.
         traffic: takes the same; bytes that the kernel reads and writes. Default: every tensor once.
+        uncomputed: takes the same, with NZ tensors as they are; runs instead of ``compute`` on a
+            simulator without matrix products (``SimulatorOptions.products``).
     """
 
     name: str
@@ -54,6 +56,7 @@ class Operator:
     compute: Compute
     check: Callable[..., None] | None
     traffic: Callable[..., int] | None
+    uncomputed: Compute | None = None
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -65,13 +68,14 @@ def operator(
     *,
     check: Callable[..., None] | None = None,
     traffic: Callable[..., int] | None = None,
+    uncomputed: Compute | None = None,
 ) -> Callable[[ComputeT], ComputeT]:
     """Register an operator; arguments as in :class:`Operator`."""
 
     def register(compute: ComputeT) -> ComputeT:
         if name in OPERATORS:
             raise ValueError(f"{name} is registered twice")
-        OPERATORS[name] = Operator(name, signature, compute, check, traffic)
+        OPERATORS[name] = Operator(name, signature, compute, check, traffic, uncomputed)
         return compute
 
     return register
@@ -128,8 +132,9 @@ class Table:
         absent: registered operators that this torch_npu does not name.
     """
 
-    def __init__(self, runtime: Runtime, trace: Trace | None = None) -> None:
+    def __init__(self, runtime: Runtime, trace: Trace | None = None, products: bool = True) -> None:
         self._runtime = runtime
+        self._products = products
         self._trace = trace
         self._decoder = Decoder(runtime.object_kind, runtime.bytes_left)
         self._calls: dict[int, Call] = {}
@@ -191,7 +196,11 @@ class Table:
             call = self._calls[executor]
             name = call.operator.name
             with _Isolated():
-                call.run()
+                uncomputed = None if self._products else call.operator.uncomputed
+                if uncomputed is None:
+                    call.run()
+                else:
+                    uncomputed(*call.args)
                 self.launches[name] += 1
                 if self._trace is not None:
                     self._trace.launch(call.operator, call.args, stream, replay)
@@ -214,7 +223,8 @@ class Table:
 def install(runtime: Runtime) -> Table:
     """Bind every registered operator to this process's stand-ins."""
     path = runtime.option("trace")
-    return Table(runtime, Trace(path) if path else None)
+    products = runtime.option("products") != str(False)
+    return Table(runtime, Trace(path) if path else None, products)
 
 
 def _address(callback: Any) -> int:

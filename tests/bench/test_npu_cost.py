@@ -9,7 +9,15 @@ import pytest
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.npu_cost import models, rows, runner, settings, trace
 from ascend_plugin.bench.npu_cost.chip import ASCEND_910C_DIE, Chip, estimate
-from ascend_plugin.bench.npu_cost.messages import Job, Probe, Probed, to_json
+from ascend_plugin.bench.npu_cost.kernel_rows import kernel_row
+from ascend_plugin.bench.npu_cost.messages import (
+    Job,
+    KernelShape,
+    Launched,
+    Probe,
+    Probed,
+    to_json,
+)
 from ascend_plugin.bench.npu_cost.trace import Work
 
 #: Rates that make arithmetic easy.
@@ -180,7 +188,8 @@ def test_layers_take_the_time_between_two_depths() -> None:
     [
         ({"batch": 0}, "--batch 0 is not possible; use 1 to 256"),
         ({"context": 3}, "--context 3 is not possible; use 4 to"),
-        ({"variant": "c9"}, "--variant c9 is unknown; use bf16, c8s, c8d, c8p"),
+        ({"variant": "c9"}, "--variant c9 is unknown; use bf16, c8d, c8s, c8p"),
+        ({"drafts": 16}, "--drafts 16 is not possible; use 0 to 15"),
         ({"graphs": "half"}, "--graphs half is unknown; use none, piecewise, full"),
     ],
 )
@@ -198,18 +207,16 @@ def test_long_contexts_are_told_from_two_a_block_apart() -> None:
 def test_probes_differ_in_layers_and_width(tmp_path) -> None:
     asked = settings.Settings(QWEN, "c8s", 8, 4096, "full")
     probes = settings.simulated_probes(asked, False, tmp_path)
-    assert [(probe.context, probe.positions) for probe in probes] == [
-        *[(132, 256)] * 2,
-        *[(260, 384)] * 2,
-    ]
+    assert [(probe.contexts, probe.positions) for probe in probes] == [((132, 260), 384)] * 2
     told = [json.loads((tmp_path / p.folder / "config.json").read_text()) for p in probes]
-    assert [config["num_hidden_layers"] for config in told] == [1, 3, 1, 3]
+    assert [config["num_hidden_layers"] for config in told] == [1, 3]
     assert {config["hidden_size"] for config in told} == {4096}
     # One prompt is prefilled, in one step's tokens; the others find its blocks.
     assert all(probe.warm and probe.share and probe.step_tokens == 128 for probe in probes)
-    assert {(probe.context - probe.steps) % 128 for probe in probes} == {1}
+    assert {(each - probe.steps) % 128 for probe in probes for each in probe.contexts} == {1}
     for probe in probes:
         assert probe.engine["kv_cache_dtype"] == "int8_per_token_head"
+        assert probe.engine["load_format"] == settings.ZEROS
         assert probe.engine["compilation_config"]["cudagraph_capture_sizes"] == [8]
 
 
@@ -230,12 +237,13 @@ def test_short_contexts_are_prefilled_in_one_step(tmp_path) -> None:
 @pytest.mark.parametrize(("asked", "timed"), [(4096, 4129), (5, 161), (64, 161)])
 def test_timed_engines_have_prompts_of_their_own(tmp_path, asked: int, timed: int) -> None:
     probes = settings.timed_probes(settings.Settings(QWEN, context=asked), False, tmp_path)
-    assert {probe.context for probe in probes} == {timed}
+    assert {probe.contexts for probe in probes} == {(timed,)}
     for probe in probes:
         assert probe.warm
         assert not probe.share
-        assert (probe.context - probe.steps) % 128 == 1
-        assert probe.positions >= probe.context + 2
+        assert (timed - probe.steps) % 128 == 1
+        assert probe.positions >= timed + 2
+        assert probe.engine["load_format"] == "dummy"
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
@@ -268,5 +276,82 @@ def test_other_folders_are_refused(tmp_path, config: dict | None, message: str) 
 
 
 def test_a_job_survives_the_pipe() -> None:
-    job = Job((Probe("folder", 2, 64, 3, 128, False, True, 128, {"enforce_eager": True}),), "trace")
+    probe = Probe("folder", 2, (64, 192), 3, 128, False, True, 128, {"enforce_eager": True})
+    job = Job((probe,), (KernelShape("c8d", 4, 2, 64, 128, 2, 64, 1),), "trace")
     assert Job.from_json(to_json(job)) == job
+    assert job.answers() == 3
+
+
+def test_the_kernel_runs_at_the_asked_shape_first() -> None:
+    asked = settings.Settings(QWEN, "c8p", 8, 4096, drafts=3)
+    assert settings.kernel_cases(asked) == ((8, 4096, 1), (8, 4096, 4))
+    (shape,) = settings.kernel_shapes(asked, (8, 4096, 4))
+    assert shape == KernelShape("c8p", 32, 8, 128, 128, 8, 4096, 4)
+    assert settings.kernel_cases(settings.Settings(QWEN, "c8d", drafts=0)) == ((8, 4096, 1),)
+    assert settings.kernel_cases(settings.Settings(QWEN, "bf16")) == ()
+
+
+def test_a_sweep_adds_shapes_once() -> None:
+    cases = settings.kernel_cases(settings.Settings(QWEN, "c8d", 8, 4096, sweep=True))
+    batches, contexts = settings.SWEEP
+    assert len(cases) == len(set(cases)) == 2 * len(batches) * len(contexts)
+    assert cases[0] == (8, 4096, 1)
+
+
+def test_the_kernel_of_many_tokens_is_told_from_two_contexts_of_whole_blocks() -> None:
+    assert settings.kernel_contexts(64, 4096) == (4096,)
+    near, far = settings.kernel_contexts(64, 8192)
+    assert (near, far) == (2048, 4096)
+    asked = settings.Settings(QWEN, "c8d", 64, 8192)
+    assert [each.context for each in settings.kernel_shapes(asked, (64, 8192, 1))] == [near, far]
+
+
+def kernel_line(context: int, bound: str = "memory") -> str:
+    line = {
+        "operator": "paged_attention_c8d_bf16",
+        "bytes": 1000 * context,
+        "cores": 24,
+        "workspace": 100 * context,
+        "cycles": 1800 * context,
+        "memory_cycles": 17 * context,
+        "busiest": "AIV V",
+        "busiest_cycles": 18 * context,
+        "bound": bound,
+        "clock_ghz": 1.8,
+        "tensors": [],
+        "reads": {"pages": 640 * context, "extras": 20 * context, "query": 9},
+    }
+    return json.dumps(line) + "\n"
+
+
+@pytest.mark.parametrize("contexts", [(512,), (128, 256)])
+def test_the_row_of_a_kernel(tmp_path, contexts: tuple[int, ...]) -> None:
+    path, launched, lines = tmp_path / "trace", [], ""
+    for context in contexts:
+        line = kernel_line(context, "vector")
+        launched.append(Launched((len(lines), len(lines) + len(line)), 600.0 * context, None))
+        lines += line
+    path.write_text(lines)
+    shapes = [KernelShape("c8d", 32, 8, 128, 128, 2, context, 4) for context in contexts]
+    row = kernel_row(QWEN, 512, shapes, launched, path, ASCEND_910C_DIE)
+    assert (row.phase, row.query_tokens, row.context) == ("verification", 4, 512)
+    assert (row.cycles, row.estimated_us) == (1800 * 512, 512.0)
+    assert (row.bound, row.busiest, row.busiest_cycles) == ("vector", "AIV V", 18 * 512)
+    assert (row.pages_read, row.pages_read_ratio) == (660 * 512, 1.1)
+    assert (row.bytes, row.workspace_bytes) == (900 * 512, 100 * 512)
+    assert row.roofline_us == pytest.approx(1e6 * 900 * 512 / 1.6e12, abs=0.05)
+    assert (row.note is None) == (len(contexts) == 1)
+
+
+def test_a_layer_gets_the_kernel_of_the_asked_context() -> None:
+    name = "paged_attention_c8d_bf16"
+    works = {name: Work(1, 5, 7, 3), "other": Work(1, 6)}
+    assert trace.with_kernel(works, 11, 13) == {name: Work(1, 11, 7, 13), "other": Work(1, 6)}
+
+
+def test_on_hardware_the_row_of_a_kernel_has_its_time_and_no_estimate() -> None:
+    shape = KernelShape("c8d", 32, 8, 128, 128, 8, 4096, 1)
+    launched = Launched((0, 0), 8 * 4096 * 2112.0, 77.0)
+    row = kernel_row(QWEN, 4096, [shape], [launched], None, ASCEND_910C_DIE)
+    assert (row.measured_us, row.cycles, row.bound, row.pages_read_ratio) == (77.0, *[None] * 3)
+    assert (row.roofline_bound, row.pages_bytes) == ("memory", 8 * 4096 * 2112)

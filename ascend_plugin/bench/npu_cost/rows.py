@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ascend_plugin.bench.npu_cost.chip import Bound, Chip, estimate
 from ascend_plugin.bench.npu_cost.models import Geometry
@@ -25,6 +25,37 @@ class CostRow:
     bytes_per_token: int
     bound: Bound
     estimated_us: float
+    measured_us: float | None
+    kernel_us: float | None
+    kernel_bound: str | None
+    pages_read_ratio: float | None
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRow:
+    """One launch of the AscendC kernel of attention; docs in benchmarks/README.md."""
+
+    model: str
+    phase: str
+    variant: str
+    batch: int
+    query_tokens: int
+    context: int
+    cores: int | None
+    cycles: int | None
+    estimated_us: float | None
+    bound: str | None
+    busiest: str | None
+    busiest_cycles: int | None
+    memory_cycles: int | None
+    bytes: int | None
+    pages_bytes: int
+    pages_read: int | None
+    pages_read_ratio: float | None
+    workspace_bytes: int | None
+    roofline_us: float
+    roofline_bound: Bound
     measured_us: float | None
     note: str | None
 
@@ -52,10 +83,25 @@ class Case:
     note: str | None = None
 
 
-def traced_row(case: Case, layer: Works, chip: Chip) -> CostRow:
-    """Return the row of a layer whose launches are known."""
+def traced_row(case: Case, layer: Works, chip: Chip, kernel: KernelRow | None = None) -> CostRow:
+    """Return the row of a layer whose launches are known.
+
+    Args:
+        case: what it is about.
+        layer: its launches.
+        chip: of the roofline.
+        kernel: the kernel of attention at this batch and context, if the layer launches it.
+    """
     launches = sum(work.launches for work in layer.values())
-    return _row(case, layer, chip, launches, None)
+    row = _row(case, layer, chip, launches, None)
+    if kernel is None:
+        return row
+    return replace(
+        row,
+        kernel_us=kernel.estimated_us,
+        kernel_bound=kernel.bound,
+        pages_read_ratio=kernel.pages_read_ratio,
+    )
 
 
 def measured_row(case: Case, chip: Chip, layer_us: float) -> CostRow:
@@ -100,5 +146,8 @@ def _row(
         bound=found.bound,
         estimated_us=round(found.us * layers, 1),
         measured_us=None if measured_us is None else round(measured_us, 1),
+        kernel_us=None,
+        kernel_bound=None,
+        pages_read_ratio=None,
         note=case.note,
     )

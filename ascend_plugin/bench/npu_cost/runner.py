@@ -14,12 +14,15 @@ from pathlib import Path
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.npu_cost import trace
 from ascend_plugin.bench.npu_cost.chip import ASCEND_910C_DIE
-from ascend_plugin.bench.npu_cost.messages import Job, Probe, Probed, to_json
-from ascend_plugin.bench.npu_cost.rows import Case, CostRow, measured_row, traced_row
+from ascend_plugin.bench.npu_cost.kernel_rows import DECODE, kernel_row
+from ascend_plugin.bench.npu_cost.messages import Job, Launched, Probe, Probed, to_json
+from ascend_plugin.bench.npu_cost.rows import Case, CostRow, KernelRow, measured_row, traced_row
 from ascend_plugin.bench.npu_cost.settings import (
     DEPTHS,
     Settings,
     check_size,
+    kernel_cases,
+    kernel_shapes,
     simulated_contexts,
     simulated_probes,
     timed_probes,
@@ -34,7 +37,7 @@ _MEMORY = 32 << 30
 _LOG_LINES = 12
 _MORE_LAYERS = DEPTHS[1] - DEPTHS[0]
 
-DECODE, NAIVE = "decode", "decode, naive"
+NAIVE = "decode, naive"
 PHASES = (DECODE, NAIVE)
 
 
@@ -43,6 +46,7 @@ class Outcome:
     """Rows, and how they came about."""
 
     rows: list[CostRow]
+    kernels: list[KernelRow]
     method: dict[str, object]
 
 
@@ -63,20 +67,39 @@ def run(settings: Settings, scratch: Path, report: Report) -> Outcome:
     path = scratch / "trace.jsonl"
     environment = _simulated_environment(path, report)
     report(f"{settings.geometry.name} {settings.variant}: engines on a simulated NPU")
-    found = _ask(Job(_probes(simulated_probes, settings, scratch), str(path)), environment, scratch)
+    job = _job(simulated_probes, settings, scratch, str(path))
+    found, launched = _ask(job, environment, scratch)
+    kernels = _kernel_rows(settings, launched, path)
     half = len(found) // len(PHASES)
     rows, method = [], _method(settings) | _counting(settings)
     for i, phase in enumerate(PHASES):
-        row, told = _trace_phase(settings, phase, path, found[i * half : (i + 1) * half])
+        mine = found[i * half : (i + 1) * half]
+        row, told = _trace_phase(settings, phase, path, mine, kernels)
         rows.append(row)
         method[phase] = told
-    return Outcome(rows, method)
+    return Outcome(rows, kernels, method)
 
 
-def _probes(
-    make: Callable[[Settings, bool, Path], tuple[Probe, ...]], settings: Settings, scratch: Path
-) -> tuple[Probe, ...]:
-    return tuple(probe for phase in PHASES for probe in make(settings, phase == NAIVE, scratch))
+def _job(
+    make: Callable[[Settings, bool, Path], tuple[Probe, ...]],
+    settings: Settings,
+    scratch: Path,
+    path: str,
+) -> Job:
+    probes = (probe for phase in PHASES for probe in make(settings, phase == NAIVE, scratch))
+    shapes = (shape for case in kernel_cases(settings) for shape in kernel_shapes(settings, case))
+    return Job(tuple(probes), tuple(shapes), path)
+
+
+def _kernel_rows(
+    settings: Settings, launched: list[Launched], path: Path | None
+) -> list[KernelRow]:
+    rows, answers = [], iter(launched)
+    for case in kernel_cases(settings):
+        shapes = kernel_shapes(settings, case)
+        mine = [next(answers) for _ in shapes]
+        rows.append(kernel_row(settings.geometry, case[1], shapes, mine, path, ASCEND_910C_DIE))
+    return rows
 
 
 def simulated() -> bool:
@@ -89,14 +112,13 @@ def simulated() -> bool:
 
 
 def _trace_phase(
-    settings: Settings, phase: str, path: Path, found: list[Probed]
+    settings: Settings, phase: str, path: Path, found: list[Probed], kernels: list[KernelRow]
 ) -> tuple[CostRow, dict[str, object]]:
     steps = [_steady_step(path, each) for each in found]
     contexts = simulated_contexts(settings.context)
-    depths = len(DEPTHS)
+    shallow, deep = steps[: len(contexts)], steps[len(contexts) :]
     layers = [
-        trace.per_layer(steps[depths * i], steps[depths * i + 1], _MORE_LAYERS)
-        for i in range(len(contexts))
+        trace.per_layer(less, more, _MORE_LAYERS) for less, more in zip(shallow, deep, strict=True)
     ]
     layer = layers[0]
     if len(contexts) > 1:
@@ -104,9 +126,15 @@ def _trace_phase(
         layer = trace.at_context(near, far, settings.context)
     flops = settings.geometry.attention_flops(settings.batch, settings.context)
     layer = trace.with_attention(layer, flops)
-    row = traced_row(_case(settings, phase, found[-1]), layer, ASCEND_910C_DIE)
     bounds = trace.kernel_bounds(path, *found[-1].steps[-1])
-    return row, _told(steps, layer, found) | {"kernel_bounds": bounds}
+    kernel = None
+    if any(name.startswith(trace.KERNEL) for name in layer):
+        kernel = kernels[0]  # decode, as asked
+        assert kernel.bytes is not None
+        assert kernel.cycles is not None
+        layer = trace.with_kernel(layer, kernel.bytes, kernel.cycles)
+    row = traced_row(_case(settings, phase, found[-1]), layer, ASCEND_910C_DIE, kernel)
+    return row, _told(shallow[-1], layer, found) | {"kernel_bounds": bounds}
 
 
 def _steady_step(path: Path, found: Probed) -> trace.Works:
@@ -125,9 +153,9 @@ def _steady_step(path: Path, found: Probed) -> trace.Works:
     return last
 
 
-def _told(steps: list[trace.Works], layer: trace.Works, found: list[Probed]) -> dict[str, object]:
+def _told(shallow: trace.Works, layer: trace.Works, found: list[Probed]) -> dict[str, object]:
     """Return what the meta object says about one phase."""
-    outside = sum(work.launches for work in steps[-2].values())
+    outside = sum(work.launches for work in shallow.values())
     outside -= DEPTHS[0] * sum(work.launches for work in layer.values())
     return {
         "operators_per_layer": {
@@ -168,17 +196,17 @@ def _case(settings: Settings, phase: str, found: Probed) -> Case:
 def _measure(settings: Settings, scratch: Path, report: Report) -> Outcome:
     """Time a decode step on hardware. Never run there yet."""
     report(f"{settings.geometry.name} {settings.variant}: engines on this machine's NPU")
-    probes = _probes(timed_probes, settings, scratch)
-    found = _ask(Job(probes, ""), dict(os.environ), scratch)
+    job = _job(timed_probes, settings, scratch, "")
+    found, launched = _ask(job, dict(os.environ), scratch)
     half = len(found) // len(PHASES)
     rows: list[CostRow] = []
-    method = _method(settings) | _timing(probes[0], found[0])
+    method = _method(settings) | _timing(job.probes[0], found[0])
     for i, phase in enumerate(PHASES):
         mine = found[i * half : (i + 1) * half]
-        case = replace(_case(settings, phase, mine[-1]), context=probes[-1].context)
+        case = replace(_case(settings, phase, mine[-1]), context=job.probes[-1].contexts[-1])
         rows.append(measured_row(case, ASCEND_910C_DIE, layer_time(mine)))
         method[phase] = {"attention": list(mine[-1].attention)}
-    return Outcome(rows, method)
+    return Outcome(rows, _kernel_rows(settings, launched, None), method)
 
 
 def layer_time(found: list[Probed]) -> float:
@@ -191,14 +219,19 @@ def _simulated_environment(path: Path, report: Report) -> dict[str, str]:
     """Return the environment of a worker on a simulated NPU, traced into a file."""
     running = sim.SimulatorOptions.from_environment()
     if running is not None:
-        options = replace(running, trace=str(path), memory=max(_MEMORY, running.memory))
+        options = replace(
+            running, trace=str(path), memory=max(_MEMORY, running.memory), products=False
+        )
         return dict(os.environ) | {OPTIONS_VARIABLE: options.to_json()}
     built = sim.build(tested_versions()["torch-npu"], report=report)
-    return built.environment(sim.SimulatorOptions(memory=_MEMORY, trace=str(path)), 0, os.environ)
+    options = sim.SimulatorOptions(memory=_MEMORY, trace=str(path), products=False)
+    return built.environment(options, 0, os.environ)
 
 
-def _ask(job: Job, environment: Mapping[str, str], folder: Path) -> list[Probed]:
-    """Run a worker and return its answers.
+def _ask(
+    job: Job, environment: Mapping[str, str], folder: Path
+) -> tuple[list[Probed], list[Launched]]:
+    """Run a worker and return its answers: of each context of each probe, and of each kernel.
 
     Raises:
         BenchError: it failed.
@@ -215,14 +248,19 @@ def _ask(job: Job, environment: Mapping[str, str], folder: Path) -> list[Probed]
             check=False,
         )
     lines = process.stdout.splitlines()
-    if process.returncode or len(lines) != len(job.probes):
+    if process.returncode or len(lines) != job.answers():
         tail = "\n".join(
             log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         )
         raise BenchError(
             f"an engine ended with exit code {process.returncode}; its last lines:\n{tail}"
         )
-    return [Probed(**json.loads(line)) for line in lines]
+    answers = [json.loads(line) for line in lines]
+    probes = len(answers) - len(job.kernels)
+    return (
+        [Probed(**answer) for answer in answers[:probes]],
+        [Launched(**answer) for answer in answers[probes:]],
+    )
 
 
 #: The engine runs in the worker's own process, and without the network.
@@ -265,7 +303,15 @@ def _counting(settings: Settings) -> dict[str, object]:
     return {
         "simulated": True,
         "contexts_run": list(contexts),
-        "reduced": "layers, vocabulary, context; the layers that run have the model's own shape",
+        "reduced": (
+            "layers, vocabulary, context of the engines; the layers that run have the model's own "
+            "shape. Weights are zero and matrix products are not computed"
+        ),
+        "kernels": (
+            "the AscendC kernel of attention is launched on its host model at the asked batch and "
+            "context, over pages of zeros: bytes are those that it read, cycles an estimate of "
+            "that model, not a measurement"
+        ),
         "launches": (
             "operators launched by one decode step of the deeper model less those of the other, "
             "shared by the layers; copies from the host, events and updates of graphs not counted"
@@ -273,7 +319,7 @@ def _counting(settings: Settings) -> dict[str, object]:
         "bytes": (
             "the trace's, as if every tensor came from memory; of the rotary table the rows read"
             + ("" if len(contexts) == 1 else "; at the asked context along the line through two")
-            + ". Block tables are as wide as the context"
+            + ". Block tables are as wide as the longest context that runs"
         ),
     }
 
@@ -283,7 +329,7 @@ def _timing(probe: Probe, found: Probed) -> dict[str, object]:
     return {
         "simulated": False,
         "device": found.device,
-        "contexts_run": [probe.context],
+        "contexts_run": list(probe.contexts),
         "measured": (
             f"measured_us: median over {probe.steps} decode steps, by events on the stream, of the "
             "deeper model less that of the other, shared by the layers, times all layers"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, get_args
 
 from ascend_plugin.bench.errors import BenchError
-from ascend_plugin.bench.npu_cost.messages import Probe
+from ascend_plugin.bench.npu_cost.messages import KernelShape, Probe
 from ascend_plugin.bench.npu_cost.models import Geometry
-from ascend_plugin.config import INT8_DTYPE
+from ascend_plugin.config import INT8_DTYPE, Variant
 
-Graphs = Literal["none", "piecewise", "full"]
-Variant = Literal["bf16", "c8s", "c8d", "c8p"]
+GRAPHS: Final = ("none", "piecewise", "full")
+
+#: How a cache is held: as the model computes, or int8.
+VARIANTS: Final = ("bf16", *get_args(Variant))
 
 #: Layers of the two models whose difference is counted.
 DEPTHS = (1, 3)
@@ -23,6 +25,16 @@ _STEPS = 3
 
 #: Longer contexts are told from two short ones: a simulated prefill takes too long.
 _MEASURED_AS_ASKED = 64
+
+#: The kernel of attention is launched over so many tokens of context at most, of all sequences;
+#: what more take is told from two shorter contexts.
+_MOST_TOKENS = 2**18
+
+#: Drafts that the kernel takes: 16 query tokens in all.
+MOST_DRAFTS = 15
+
+#: Batches and contexts of a sweep.
+SWEEP: Final = ((1, 8), (256, 1024, 4096, 16384))
 
 #: Steps that are timed on hardware, after others that are not.
 _TIMED_STEPS = 32
@@ -44,6 +56,8 @@ class Settings:
         batch: sequences.
         context: tokens of each sequence, the new one included.
         graphs: what is captured.
+        drafts: tokens that a verification step checks beside the new one.
+        sweep: whether the kernel of attention is launched over :data:`SWEEP` too.
     """
 
     geometry: Geometry
@@ -51,6 +65,8 @@ class Settings:
     batch: int = 8
     context: int = 4096
     graphs: str = "full"
+    drafts: int = 3
+    sweep: bool = False
 
     def __post_init__(self) -> None:
         """Refuse impossible values.
@@ -61,12 +77,13 @@ class Settings:
         for option, value, low, high in (
             ("--batch", self.batch, 1, 256),
             ("--context", self.context, _STEPS + 1, 2**20),
+            ("--drafts", self.drafts, 0, MOST_DRAFTS),
         ):
             if not low <= value <= high:
                 raise BenchError(f"{option} {value} is not possible; use {low} to {high}.")
         for option, name, known in (
-            ("--variant", self.variant, get_args(Variant)),
-            ("--graphs", self.graphs, get_args(Graphs)),
+            ("--variant", self.variant, VARIANTS),
+            ("--graphs", self.graphs, GRAPHS),
         ):
             if name not in known:
                 raise BenchError(f"{option} {name} is unknown; use {', '.join(known)}.")
@@ -99,11 +116,47 @@ def check_size(geometry: Geometry) -> None:
 
 
 def simulated_probes(settings: Settings, naive: bool, scratch: Path) -> tuple[Probe, ...]:
-    """Return the engines to trace: each depth at each context, contexts outside."""
+    """Return the engines to trace: each depth."""
+    contexts = simulated_contexts(settings.context)
     return tuple(
-        _probe(settings, naive, scratch, layers, context, _STEPS, share=True)
-        for context in simulated_contexts(settings.context)
-        for layers in DEPTHS
+        _probe(settings, naive, scratch, layers, contexts, _STEPS, share=True) for layers in DEPTHS
+    )
+
+
+def kernel_contexts(batch: int, context: int) -> tuple[int, ...]:
+    """Return the contexts at which the kernel of attention is launched for the asked one.
+
+    Beyond :data:`_MOST_TOKENS` two, which are whole blocks: the cores share whole pages evenly, so
+    that bytes lie on the line through them, and cycles nearly.
+    """
+    if batch * context <= _MOST_TOKENS:
+        return (context,)
+    most = _MOST_TOKENS // batch // _BLOCK * _BLOCK
+    return (most // 2, most)
+
+
+def kernel_cases(settings: Settings) -> tuple[tuple[int, int, int], ...]:
+    """Return (batch, context, query tokens) of the launches of the kernel of attention.
+
+    The asked ones come first: decode, then verification.
+    """
+    if settings.variant not in get_args(Variant):
+        return ()
+    pairs = [(settings.batch, settings.context)]
+    if settings.sweep:
+        pairs += [(batch, context) for batch in SWEEP[0] for context in SWEEP[1]]
+    rows = sorted({1, 1 + settings.drafts})
+    return tuple(dict.fromkeys((*pair, count) for pair in pairs for count in rows))
+
+
+def kernel_shapes(settings: Settings, case: tuple[int, int, int]) -> tuple[KernelShape, ...]:
+    """Return the launches that tell what a case of :func:`kernel_cases` takes."""
+    batch, context, query_tokens = case
+    geometry = settings.geometry
+    heads = (geometry.heads, geometry.kv_heads, geometry.head_dim)
+    return tuple(
+        KernelShape(settings.variant, *heads, _BLOCK, batch, each, query_tokens)
+        for each in kernel_contexts(batch, context)
     )
 
 
@@ -115,7 +168,7 @@ def timed_probes(settings: Settings, naive: bool, scratch: Path) -> tuple[Probe,
     blocks = max(1, round((settings.context - _TIMED_STEPS - 1) / _BLOCK))
     context = blocks * _BLOCK + 1 + _TIMED_STEPS
     return tuple(
-        _probe(settings, naive, scratch, layers, context, _TIMED_STEPS, share=False)
+        _probe(settings, naive, scratch, layers, (context,), _TIMED_STEPS, share=False)
         for layers in DEPTHS
     )
 
@@ -125,12 +178,12 @@ def _probe(
     naive: bool,
     scratch: Path,
     layers: int,
-    context: int,
+    contexts: tuple[int, ...],
     steps: int,
     *,
     share: bool,
 ) -> Probe:
-    geometry, batch = settings.geometry, settings.batch
+    geometry, batch, context = settings.geometry, settings.batch, max(contexts)
     blocks = -(-(context + 2) // _BLOCK)
     warm = context > _MEASURED_AS_ASKED
     step_tokens = max(128, batch * (1 if warm else context), 128 if share else 2048)
@@ -140,13 +193,17 @@ def _probe(
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     token = 4 * geometry.kv_heads * geometry.head_dim
     pages = batch * (blocks + 2) + 4
-    engine = {"kv_cache_memory_bytes": layers * pages * _BLOCK * token, "block_size": _BLOCK}
+    engine: dict[str, Any] = {
+        "kv_cache_memory_bytes": layers * pages * _BLOCK * token,
+        "block_size": _BLOCK,
+        "load_format": ZEROS if share else "dummy",
+    }
     engine |= _variant_arguments(settings.variant, folder)
     engine |= _naive_arguments() if naive else _graph_arguments(settings.graphs, batch)
     return Probe(
         folder=str(folder),
         batch=batch,
-        context=context,
+        contexts=contexts,
         steps=steps,
         positions=blocks * _BLOCK,
         warm=warm,
@@ -166,6 +223,9 @@ def _variant_arguments(variant: str, folder: Path) -> dict[str, Any]:
         told["patch_threshold"] = _PATCH_THRESHOLD
     return {"kv_cache_dtype": INT8_DTYPE, "additional_config": {"kv_cache": told}}
 
+
+#: The format of weights that a worker knows beside vLLM's: all zero, in no time.
+ZEROS = "zeros"
 
 #: The static scales that a worker writes into a model's folder.
 SCALES = "kv_scales.safetensors"

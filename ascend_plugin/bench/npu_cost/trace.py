@@ -13,7 +13,8 @@ from ascend_plugin.bench.errors import BenchError
 
 #: Attention: the fused operator, in every version, and the AscendC kernels. The products that they
 #: compute depend on lengths, so they are not in the trace.
-ATTENTION = ("aclnnFusedInferAttentionScore", "paged_attention_")
+KERNEL = "paged_attention_"
+ATTENTION = ("aclnnFusedInferAttentionScore", KERNEL)
 
 _ROTARY = "aclnnRopeWithSinCosCache"
 _PRODUCTS = ("Matmul", "MatMul", "Mm", "Addmm", "Baddbmm", "Mv")
@@ -63,8 +64,8 @@ class Work:
 Works = dict[str, Work]
 
 
-def read_step(path: Path, begin: int, end: int) -> Works:
-    """Return the work between two places of a trace.
+def read_launches(path: Path, begin: int, end: int) -> list[dict[str, Any]]:
+    """Return the launches between two places of a trace.
 
     Args:
         path: the trace.
@@ -73,15 +74,23 @@ def read_step(path: Path, begin: int, end: int) -> Works:
     """
     with path.open("rb") as file:
         file.seek(begin)
-        return add_up(json.loads(line) for line in file.read(end - begin).splitlines())
+        return [json.loads(line) for line in file.read(end - begin).splitlines()]
+
+
+def read_step(path: Path, begin: int, end: int) -> Works:
+    """Return the work between two places of a trace."""
+    return add_up(read_launches(path, begin, end))
 
 
 def kernel_bounds(path: Path, begin: int, end: int) -> dict[str, str]:
     """Return what bounds each AscendC kernel of a step, by the estimate of its host model."""
-    with path.open("rb") as file:
-        file.seek(begin)
-        launches = [json.loads(line) for line in file.read(end - begin).splitlines()]
+    launches = read_launches(path, begin, end)
     return {str(each["operator"]): str(each["bound"]) for each in launches if "bound" in each}
+
+
+def trace_size(path: str) -> int:
+    """Return the bytes of a trace; 0 if there is none."""
+    return Path(path).stat().st_size if path and Path(path).exists() else 0
 
 
 def add_up(launches: Iterable[Mapping[str, Any]]) -> Works:
@@ -168,5 +177,19 @@ def with_attention(works: Works, flops: int) -> Works:
     """Return the work with the products of attention, which a trace does not know."""
     return {
         name: replace(work, flops=flops) if name.startswith(ATTENTION) else work
+        for name, work in works.items()
+    }
+
+
+def with_kernel(works: Works, moved: float, cycles: float) -> Works:
+    """Return the work with the kernel of attention as it ran at another context.
+
+    Args:
+        works: of a layer.
+        moved: bytes that the kernel moves there, without its workspace.
+        cycles: of its estimate there.
+    """
+    return {
+        name: replace(work, bytes=moved, cycles=cycles) if name.startswith(KERNEL) else work
         for name, work in works.items()
     }

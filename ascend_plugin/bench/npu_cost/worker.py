@@ -1,7 +1,7 @@
-"""Runs probes on an NPU, real or simulated: ``python -m ascend_plugin.bench.npu_cost.worker``.
+"""Runs a job on an NPU, real or simulated: ``python -m ascend_plugin.bench.npu_cost.worker``.
 
-The job comes from stdin; one answer per probe goes to what was stdout at start, and everything
-that vLLM prints there to stderr.
+The job comes from stdin; one answer per context of a probe, then one per kernel, goes to what was
+stdout at start, and everything that vLLM prints there to stderr.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ascend_plugin.bench.npu_cost import kernel
 from ascend_plugin.bench.npu_cost.messages import Job, Probe, Probed, to_json
 from ascend_plugin.bench.npu_cost.models import VOCABULARY
-from ascend_plugin.bench.npu_cost.settings import SCALES
+from ascend_plugin.bench.npu_cost.settings import SCALES, ZEROS
+from ascend_plugin.bench.npu_cost.trace import trace_size
 
 
 class Engine:
@@ -32,7 +34,6 @@ class Engine:
         self._engine: Any = LLMEngine.from_engine_args(
             EngineArgs(
                 model=probe.folder,
-                load_format="dummy",
                 dtype="bfloat16",
                 max_model_len=probe.positions,
                 max_num_seqs=probe.batch,
@@ -47,26 +48,27 @@ class Engine:
             )
         )
 
-    def run(self, trace: str) -> Probed:
-        """Prefill, then decode step by step."""
+    def run(self, context: int, trace: str) -> Probed:
+        """Prefill, then decode step by step up to a context."""
         probe = self.probe
-        length = probe.context - probe.steps
-        draw = random.Random(0)
+        length = context - probe.steps
+        draw = random.Random(context)
         prompts = [_prompt(draw, length) for _ in range(1 if probe.share else probe.batch)]
         if probe.warm:
             for i, prompt in enumerate(prompts):
-                self._finish(f"warm-{i}", prompt)
+                self._add(f"warm-{context}-{i}", prompt, 1)
+                self._finish()
         prompts *= probe.batch if probe.share else 1
         for i, prompt in enumerate(prompts):
-            self._add(str(i), prompt, probe.steps + 2)
+            self._add(f"{context}-{i}", prompt, probe.steps + 2)
         if len(self._step()) != probe.batch:
             raise RuntimeError(f"{probe.batch} prompts of {length} tokens took several steps")
         measured = [self._measured_step(trace) for _ in range(probe.steps)]
+        self._finish()
         return self._describe(measured)
 
-    def _finish(self, name: str, prompt: list[int]) -> None:
-        """Prefill a prompt whose blocks others will find."""
-        self._add(name, prompt, 1)
+    def _finish(self) -> None:
+        """Run what was added to its end."""
         while self._engine.has_unfinished_requests():
             self._engine.step()
 
@@ -88,7 +90,7 @@ class Engine:
         from ascend_plugin.ops.npu.device import npu
 
         npu.synchronize()
-        begin = _size(trace)
+        begin = trace_size(trace)
         start, end = (npu.Event(enable_timing=True) for _ in range(2))
         start.record()
         served = self._step()
@@ -99,7 +101,7 @@ class Engine:
                 f"a step served {len(served)} of {self.probe.batch} requests: the cache is too "
                 "small"
             )
-        return (begin, _size(trace)), 1000 * float(start.elapsed_time(end))
+        return (begin, trace_size(trace)), 1000 * float(start.elapsed_time(end))
 
     def _describe(self, measured: list[tuple[tuple[int, int], float]]) -> Probed:
         from ascend_plugin.ops.npu.device import npu
@@ -129,6 +131,25 @@ class Engine:
         type(current_platform)._global_graph_pool = None
 
 
+def register_zeros() -> None:
+    """Tell vLLM the format of weights :data:`ZEROS`."""
+    import torch
+    from vllm.model_executor.model_loader import BaseModelLoader, register_model_loader
+
+    @register_model_loader(ZEROS)
+    class ZeroLoader(BaseModelLoader):
+        """Leaves every weight zero: drawing billions of values takes longer than the steps."""
+
+        def download_model(self, model_config: Any) -> None:
+            """There is nothing to fetch."""
+
+        @torch.no_grad()
+        def load_weights(self, model: torch.nn.Module, model_config: Any) -> None:
+            """Fill the weights."""
+            for weight in model.state_dict().values():
+                weight.zero_()
+
+
 def write_scales(folder: Path) -> None:
     """Write static scales for a random model: all values are as good as others."""
     import torch
@@ -143,10 +164,6 @@ def write_scales(folder: Path) -> None:
 
 def _prompt(draw: random.Random, length: int) -> list[int]:
     return [draw.randrange(2, VOCABULARY) for _ in range(length)]
-
-
-def _size(trace: str) -> int:
-    return Path(trace).stat().st_size if trace and Path(trace).exists() else 0
 
 
 def _implementations() -> dict[str, list[str]]:
@@ -167,11 +184,16 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     job = Job.from_json(sys.stdin.read())
+    register_zeros()
     for probe in job.probes:
         engine = Engine(probe)
-        answers.write(to_json(engine.run(job.trace)) + "\n")
-        answers.flush()
+        for context in probe.contexts:
+            answers.write(to_json(engine.run(context, job.trace)) + "\n")
+            answers.flush()
         engine.close()
+    for shape in job.kernels:
+        answers.write(to_json(kernel.launch(shape, job.trace)) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

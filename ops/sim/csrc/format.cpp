@@ -1,5 +1,6 @@
 // Casts between the plain format and tiles (FRACTAL_NZ), which torch_npu still asks the older
 // single-operator interface for. Nothing else of that interface is simulated.
+#include <algorithm>
 #include <cstring>
 
 #include "runtime.h"
@@ -38,10 +39,11 @@ void convert_tiles(const aclTensorDesc &plain, const aclTensorDesc &tiled, char 
   if (to_tiles) memset(b, 0, batch * matrix * bytes);
   for (size_t k = 0; k < batch; ++k) {
     for (size_t i = 0; i < h; ++i) {
-      for (size_t j = 0; j < w; ++j) {
-        const size_t tile = (j / w0 * h1 + i / h0) * h0 * w0 + i % h0 * w0 + j % w0;
+      for (size_t j = 0; j < w; j += w0) {  // a row of a tile at once
+        const size_t tile = (j / w0 * h1 + i / h0) * h0 * w0 + i % h0 * w0;
+        const size_t run = std::min(w0, w - j) * bytes;
         char *p = a + ((k * h + i) * w + j) * bytes, *q = b + (k * matrix + tile) * bytes;
-        to_tiles ? memcpy(q, p, bytes) : memcpy(p, q, bytes);
+        to_tiles ? memcpy(q, p, run) : memcpy(p, q, run);
       }
     }
   }

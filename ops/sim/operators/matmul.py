@@ -6,6 +6,8 @@ format arrive here as matrices (:class:`..table.Call` unpacks them).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..table import operator, write
@@ -27,8 +29,12 @@ def _matmul(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor, _math: i
         write(out, product(left, right))
 
 
+def _zero_product(_left: Any, _right: Any, out: torch.Tensor, _math: int) -> None:
+    out.zero_()
+
+
 for _name in ("Mm", "Matmul", "MatmulWeightNz", "BatchMatMul", "Mv"):
-    operator(f"aclnn{_name}", "TTTh")(_matmul)
+    operator(f"aclnn{_name}", "TTTh", uncomputed=_zero_product)(_matmul)
 
 
 def _addmm(
@@ -48,8 +54,14 @@ def _addmm(
     write(out, result)
 
 
+def _zero_sum(
+    _bias: Any, _left: Any, _right: Any, _beta: float, _alpha: float, out: torch.Tensor, _math: int
+) -> None:
+    out.zero_()
+
+
 for _name in ("Addmm", "AddmmWeightNz", "Baddbmm"):
-    operator(f"aclnn{_name}", "TTTSSTh")(_addmm)
+    operator(f"aclnn{_name}", "TTTSSTh", uncomputed=_zero_sum)(_addmm)
 
 
 @operator("aclnnInplaceAddmm", "TTTSSh")

@@ -11,6 +11,8 @@ namespace ascendc_host {
 constexpr double CLOCK_GHZ = 1.8;
 // The same guide (Splitting by L2 cache): "about 1.6 TB/s" to global memory; L2 has about 7 TB/s.
 constexpr double HBM_BYTES_PER_SECOND = 1.6e12;
+// For what a kernel keeps in its workspace: a few MiB, written again and again.
+constexpr double L2_BYTES_PER_SECOND = 7e12;
 // A vector repeat is 256 bytes (API reference, repeat). One a cycle is an upper bound: the platform
 // configuration of the 910B1 says 128 bytes a cycle.
 constexpr uint32_t VECTOR_BYTES_PER_CYCLE = 256;

@@ -19,6 +19,9 @@ namespace {
 
 std::mutex launch_lock;
 
+/// The argument that by convention is scratch memory: small, and written again and again.
+constexpr char WORKSPACE[] = "workspace";
+
 void copy_text(const std::string& text, char* out, size_t size) {
   if (size > 0) std::snprintf(out, size, "%s", text.c_str());
 }
@@ -27,9 +30,12 @@ void copy_text(const std::string& text, char* out, size_t size) {
 struct Estimate {
   uint64_t read = 0;
   uint64_t written = 0;
-  uint64_t pipe_cycles = 0;    // longest chain of instructions and flags on a core
-  uint64_t memory_cycles = 0;  // all traffic at the bandwidth of HBM
-  const char* bound = "memory";
+  uint64_t workspace = 0;        // of both, what goes to the workspace and comes back
+  uint64_t pipe_cycles = 0;      // longest chain of instructions and flags on a core
+  uint64_t memory_cycles = 0;    // traffic at the bandwidth of HBM, that of the workspace at L2's
+  uint64_t busiest_cycles = 0;   // of what is busy longest: the memory, or a pipe of a core
+  std::string busiest = "HBM";   // its name
+  const char* bound = "memory";  // and what it belongs to
 };
 
 Estimate estimate(const Machine& machine);
@@ -65,8 +71,9 @@ std::string report(const Machine& machine) {
   return "{\"aic\":" + pipe_report(machine, Core::Kind::AIC) +
          ",\"aiv\":" + pipe_report(machine, Core::Kind::AIV) + ",\"buffers\":{" + buffers +
          "},\"pipe_cycles\":" + std::to_string(cost.pipe_cycles) +
-         ",\"memory_cycles\":" + std::to_string(cost.memory_cycles) + ",\"bound\":\"" + cost.bound +
-         "\"" + ",\"clock_ghz\":" + std::to_string(CLOCK_GHZ) + "}";
+         ",\"memory_cycles\":" + std::to_string(cost.memory_cycles) + ",\"busiest\":\"" +
+         cost.busiest + "\",\"busiest_cycles\":" + std::to_string(cost.busiest_cycles) +
+         ",\"bound\":\"" + cost.bound + "\",\"clock_ghz\":" + std::to_string(CLOCK_GHZ) + "}";
 }
 
 /// Largest number of busy cycles of `pipe` on a core of `kind`.
@@ -79,29 +86,48 @@ uint64_t busiest(const Machine& machine, Core::Kind kind, int pipe) {
   return most;
 }
 
+/// Pipes that may bound a launch; of equals the first counts.
+constexpr struct {
+  const char* name;
+  const char* bound;
+  Core::Kind kind;
+  int pipe;
+} BOUNDS[] = {
+    {"AIC MTE2", "memory", Core::Kind::AIC, PIPE_MTE2},
+    {"AIC MTE3", "memory", Core::Kind::AIC, PIPE_MTE3},
+    {"AIC FIX", "memory", Core::Kind::AIC, PIPE_FIX},
+    {"AIV MTE2", "memory", Core::Kind::AIV, PIPE_MTE2},
+    {"AIV MTE3", "memory", Core::Kind::AIV, PIPE_MTE3},
+    {"AIC M", "cube", Core::Kind::AIC, PIPE_M},
+    {"AIC MTE1", "cube", Core::Kind::AIC, PIPE_MTE1},
+    {"AIV V", "vector", Core::Kind::AIV, PIPE_V},
+};
+
+/// Cycles that the traffic takes: what stays in L2 moves at its rate, all else also through HBM.
+uint64_t memory_cycles(const Estimate& traffic) {
+  const double all = static_cast<double>(traffic.read + traffic.written);
+  const double outside = all - static_cast<double>(traffic.workspace);
+  const double seconds = std::max(outside / HBM_BYTES_PER_SECOND, all / L2_BYTES_PER_SECOND);
+  return static_cast<uint64_t>(seconds * CLOCK_GHZ * 1e9);
+}
+
 Estimate estimate(const Machine& machine) {
   Estimate result;
   for (const Buffer& buffer : machine.gm.buffers()) {
     result.read += buffer.read;
     result.written += buffer.written;
+    if (buffer.name == WORKSPACE) result.workspace += buffer.read + buffer.written;
   }
   for (int i = 0; i < machine.core_count(); ++i) {
     result.pipe_cycles = std::max(result.pipe_cycles, machine.core(i).end_cycle());
   }
-  const double seconds = static_cast<double>(result.read + result.written) / HBM_BYTES_PER_SECOND;
-  result.memory_cycles = static_cast<uint64_t>(seconds * CLOCK_GHZ * 1e9);
-  uint64_t copies = result.memory_cycles;
-  for (int pipe : {PIPE_MTE2, PIPE_MTE3, PIPE_FIX}) {
-    copies = std::max(copies, busiest(machine, Core::Kind::AIC, pipe));
-    copies = std::max(copies, busiest(machine, Core::Kind::AIV, pipe));
-  }
-  const uint64_t cube = std::max(busiest(machine, Core::Kind::AIC, PIPE_M),
-                                 busiest(machine, Core::Kind::AIC, PIPE_MTE1));
-  const uint64_t vector = busiest(machine, Core::Kind::AIV, PIPE_V);
-  if (copies >= cube && copies >= vector) {
-    result.bound = "memory";
-  } else {
-    result.bound = cube >= vector ? "cube" : "vector";
+  result.busiest_cycles = result.memory_cycles = memory_cycles(result);
+  for (const auto& candidate : BOUNDS) {
+    const uint64_t cycles = busiest(machine, candidate.kind, candidate.pipe);
+    if (cycles <= result.busiest_cycles) continue;
+    result.busiest_cycles = cycles;
+    result.busiest = candidate.name;
+    result.bound = candidate.bound;
   }
   return result;
 }
@@ -145,17 +171,22 @@ void report_to_stream(const Machine& machine, const StreamLaunch& launch) {
   static const auto submit = reinterpret_cast<Report>(dlsym(RTLD_DEFAULT, "sim_kernel_report"));
   if (submit == nullptr) return;
   const Estimate cost = estimate(machine);
-  uint64_t workspace = 0;
+  std::string reads;
   for (const Buffer& buffer : machine.gm.buffers()) {
-    if (buffer.name == "workspace") workspace += buffer.read + buffer.written;
+    if (buffer.read == 0) continue;
+    reads += (reads.empty() ? "\"" : ", \"") + buffer.name + "\": " + std::to_string(buffer.read);
   }
   const std::string text =
       "\"bytes\": " + std::to_string(cost.read + cost.written) +
       ", \"read\": " + std::to_string(cost.read) +
       ", \"written\": " + std::to_string(cost.written) +
-      ", \"workspace\": " + std::to_string(workspace) +
+      ", \"workspace\": " + std::to_string(cost.workspace) + ", \"reads\": {" + reads + "}" +
       ", \"cycles\": " + std::to_string(std::max(cost.pipe_cycles, cost.memory_cycles)) +
-      ", \"bound\": \"" + cost.bound + "\", \"cores\": " + std::to_string(launch.block_dim);
+      ", \"memory_cycles\": " + std::to_string(cost.memory_cycles) +
+      ", \"busiest_cycles\": " + std::to_string(cost.busiest_cycles) + ", \"busiest\": \"" +
+      cost.busiest + "\", \"bound\": \"" + cost.bound +
+      "\", \"clock_ghz\": " + std::to_string(CLOCK_GHZ) +
+      ", \"cores\": " + std::to_string(launch.block_dim);
   submit(text.c_str());
 }
 

@@ -135,12 +135,13 @@ def serve(
 @app.command()
 def npu_cost(
     model: options.CostModel = "qwen3-8b",
-    variant: options.CostVariant = "bf16",
+    variant: options.CostVariants = None,
     batch: options.CostBatch = 8,
     context: options.CostContext = 4096,
     graphs: options.CostGraphs = "full",
     drafts: options.CostDrafts = 3,
     sweep: options.CostSweep = False,
+    naive: options.CostNaive = True,
     as_json: options.AsJson = False,
 ) -> None:
     """Count launches and bytes of a layer's decode step, on a simulated NPU; time it on a real one.
@@ -152,8 +153,11 @@ def npu_cost(
     from ascend_plugin.bench.npu_cost.settings import Settings
 
     geometry = resolve_geometry(model)
-    settings = Settings(geometry, variant, batch, context, graphs, drafts, sweep)
-    _count_costs(settings, as_json)
+    wanted = [
+        Settings(geometry, each, batch, context, graphs, drafts, sweep, naive)
+        for each in dict.fromkeys(variant or ["bf16"])
+    ]
+    _count_costs(wanted, as_json)
 
 
 def _measure_attention(
@@ -229,7 +233,7 @@ def _measure_serving(names: list[str], settings: ServeSettings, as_json: bool) -
             table_console(stdout).print(tables.serve_table(outcome.rows, meta))
 
 
-def _count_costs(settings: CostSettings, as_json: bool) -> None:
+def _count_costs(wanted: list[CostSettings], as_json: bool) -> None:
     from ascend_plugin.bench.npu_cost import runner
     from ascend_plugin.cli import tables
 
@@ -239,7 +243,7 @@ def _count_costs(settings: CostSettings, as_json: bool) -> None:
     ):
         load = machine.load_average()
         with progress() as report:
-            outcome = runner.run(settings, Path(folder), report)
+            outcome = runner.run(wanted, Path(folder), report)
         meta = machine.describe(1, None, load) | outcome.method
         if as_json:
             kernels = [asdict(row) for row in outcome.kernels]

@@ -128,14 +128,22 @@ CostModel = Annotated[
         help="Folder with config.json, or a published shape; weights are random.",
     ),
 ]
-CostVariant = Annotated[
-    str, typer.Option(metavar="|".join(COST_VARIANTS), help="How the cache is held.")
+CostVariants = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="|".join(COST_VARIANTS),
+        help="How the cache is held; repeatable.",
+        show_default="bf16",
+    ),
 ]
 CostBatch = Annotated[int, typer.Option(help="Sequences of the decode step.")]
 CostContext = Annotated[int, typer.Option(help="Tokens of each sequence.")]
 CostGraphs = Annotated[str, typer.Option(metavar="|".join(GRAPHS), help="What is captured.")]
 CostDrafts = Annotated[
     int, typer.Option(help="int8: drafts that a verification step checks beside the new token.")
+]
+CostNaive = Annotated[
+    bool, typer.Option("--naive/--no-naive", help="Count vLLM's own chain of operators too.")
 ]
 CostSweep = Annotated[
     bool,

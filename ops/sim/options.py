@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from .errors import SimulatorError
 
@@ -107,7 +108,8 @@ class SimulatorOptions:
         if not text:
             return None
         values = json.loads(text)
-        kinds = {"int": int, "float": float, "str": str, "bool": "True".__eq__}
+        kinds: Mapping[str, Callable[[str], Any]]
+        kinds = {"int": int, "float": float, "str": str, "bool": str(True).__eq__}
         return cls(
             **{
                 field.name: kinds[str(field.type)](values[field.name])

@@ -41,7 +41,7 @@ def test_report_counts_instructions_and_bytes() -> None:
     assert report.traffic["x"] == host.Traffic(read=moved, written=0)
     assert report.traffic["out"] == host.Traffic(read=0, written=moved)
     assert (report.read, report.written) == (moved, moved)
-    assert report.bound == "memory"
+    assert (report.bound, report.busiest) == ("memory", "AIV MTE2")
 
 
 def test_the_estimate_does_not_depend_on_the_schedule() -> None:
@@ -213,7 +213,8 @@ def test_launches_on_a_stream_report_to_the_simulated_npu(simulator: Path) -> No
     lines = stream_launch(str(simulator), 8).stdout.splitlines()
     assert len(lines) == 5  # a report of each run, the end, the result
     assert '"bytes": 4096, "read": 2048, "written": 2048, "workspace": 0' in lines[0]
-    assert '"bound": "memory", "cores": 2' in lines[0]
+    assert '"reads": {"x": 2048}' in lines[0]
+    assert '"bound": "memory", "clock_ghz": 1.800000, "cores": 2' in lines[0]
     assert lines[-2:] == ["scale_rows: 0 ", "0 True"]
 
 

@@ -270,6 +270,18 @@ def test_each_byte_of_a_page_is_read_once(variant: str, head_dim: int, rows: int
     assert report.traffic["out"].written == launch.batch.out.nbytes
 
 
+def test_the_workspace_stays_in_the_cache_in_the_estimate() -> None:
+    case = Case(((4, 1024),), 8, 1, 128, 128, variant="c8d", dtype=BF16)
+    launch = Launch.of(make_batch(case), 4)
+    report = run(launch, 4, host.schedules(1))
+    scratch = report.traffic["workspace"]
+    moved = report.read + report.written
+    assert moved > 2 * page_bytes(launch) > scratch.read > 0
+    seconds = max((moved - scratch.read - scratch.written) / 1.6e12, moved / 7e12)
+    assert report.memory_cycles == int(seconds * report.clock_ghz * 1e9)
+    assert report.busiest_cycles >= report.memory_cycles
+
+
 def test_only_pages_inside_the_window_are_read() -> None:
     case = Case(((1, 1024),), 2, 2, 64, 16, variant="c8s", dtype=BF16, window=100)
     report = attend(case, 2, host.schedules(1))

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -39,15 +38,18 @@ CACHES = {
 READ = {"bf16": 2 * 2 * 64 * 2 * 128 * 2, "c8d": 2 * 2 * 64 * 2 * (128 + 4)}
 
 
-@pytest.mark.skipif(bool(library.why_missing()), reason=library.why_missing() or "there")
-@pytest.mark.parametrize("variant", CACHES)
-def test_a_layer_takes_few_launches(tmp_path: Path, variant: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SHAPE))
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Count both kinds of cache in one run, and attention's kernel over a range of shapes."""
+    if library.why_missing():
+        pytest.skip(library.why_missing())
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(SHAPE))
     command = [sys.executable, "-m", "ascend_plugin.cli", "bench", "npu-cost", "--json"]
-    options = ["--model", str(tmp_path), "--batch", "2", "--context", "64", "--graphs", "full"]
-    options += ["--variant", variant]
+    options = ["--model", str(folder), "--batch", "2", "--context", "64", "--graphs", "full"]
+    options += [part for variant in CACHES for part in ("--variant", variant)]
     finished = subprocess.run(
-        [*command, *options],
+        [*command, *options, "--sweep", "--drafts", "7"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -55,10 +57,20 @@ def test_a_layer_takes_few_launches(tmp_path: Path, variant: str) -> None:
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    result = json.loads(finished.stdout)
-    decode, naive = result["rows"]
+    told: dict = json.loads(finished.stdout)
+    return told
+
+
+def rows_of(result: dict, variant: str) -> tuple[dict, dict]:
+    decode, naive = (row for row in result["rows"] if row["variant"] == variant)
     assert (decode["phase"], decode["graphs"]) == ("decode", "full")
     assert (naive["phase"], naive["graphs"]) == ("decode, naive", "none")
+    return decode, naive
+
+
+@pytest.mark.parametrize("variant", CACHES)
+def test_a_layer_takes_few_launches(result: dict, variant: str) -> None:
+    decode, naive = rows_of(result, variant)
     if not result["meta"]["simulated"]:
         assert decode["measured_us"] > 0
         return
@@ -66,13 +78,48 @@ def test_a_layer_takes_few_launches(tmp_path: Path, variant: str) -> None:
     assert naive["launches_per_layer"] > 2 * decode["launches_per_layer"]
     assert decode["layers"] == 5
     assert decode["measured_us"] is None
-    operators = result["meta"]["decode"]["operators_per_layer"]
+    told = result["meta"]["variants"][variant]["decode"]
+    operators = told["operators_per_layer"]
     written, attended = CACHES[variant]
     assert operators[attended]["launches"] == 1
     assert operators[written]["launches"] == 1
     weights = 2 * (128 * (512 + 2 * 256) + 512 * 128 + 3 * 128 * 256)
     assert operators["MatmulWeightNz"]["bytes"] > weights
     assert operators[attended]["bytes"] > READ[variant]
-    bounds = result["meta"]["decode"]["kernel_bounds"]
-    assert set(bounds) == {name for name in (written, attended) if name.islower()}
+    assert set(told["kernel_bounds"]) == {name for name in (written, attended) if name.islower()}
     assert operators[written]["cycles"] > 0
+
+
+def test_what_the_kernel_of_attention_does_is_told_beside_the_layer(result: dict) -> None:
+    if not result["meta"]["simulated"]:
+        assert all(row["measured_us"] > 0 for row in result["kernels"])
+        return
+    assert rows_of(result, "bf16")[0]["kernel_us"] is None
+    decode, _ = rows_of(result, "c8d")
+    first = result["kernels"][0]
+    assert (first["batch"], first["context"], first["query_tokens"]) == (2, 64, 1)
+    assert first["pages_bytes"] == READ["c8d"]
+    told = (decode["kernel_us"], decode["kernel_bound"], decode["pages_read_ratio"])
+    assert told == (first["estimated_us"], first["bound"], first["pages_read_ratio"])
+    operators = result["meta"]["variants"]["c8d"]["decode"]["operators_per_layer"]
+    assert operators["paged_attention_c8d_bf16"]["bytes"] == first["bytes"]
+
+
+def test_pages_are_read_once_at_every_shape(result: dict) -> None:
+    if not result["meta"]["simulated"]:
+        pytest.skip("bytes are counted on the simulated NPU")
+    assert {row["query_tokens"] for row in result["kernels"]} == {1, 8}
+    for row in result["kernels"]:
+        assert row["pages_read_ratio"] == pytest.approx(1, abs=0.05), row
+        assert row["cycles"] >= row["busiest_cycles"] >= row["memory_cycles"] > 0
+
+
+def test_the_bound_depends_on_the_shape(result: dict) -> None:
+    if not result["meta"]["simulated"]:
+        pytest.skip("the estimate is the host model's")
+    bounds = {
+        (row["batch"], row["context"], row["query_tokens"]): (row["bound"], row["busiest"])
+        for row in result["kernels"]
+    }
+    assert bounds[8, 16384, 1] == ("memory", "HBM")
+    assert bounds[1, 256, 8][0] != "memory"

@@ -11,9 +11,10 @@ from ascend_plugin.bench.npu_cost.chip import Chip, estimate
 from ascend_plugin.bench.npu_cost.messages import KernelShape, Launched
 from ascend_plugin.bench.npu_cost.models import Geometry
 from ascend_plugin.bench.npu_cost.rows import KernelRow
+from ascend_plugin.bench.npu_cost.settings import DECODE
 from ascend_plugin.bench.npu_cost.trace import Work
 
-DECODE, VERIFICATION = "decode", "verification"
+VERIFICATION = "verification"
 
 #: Arguments of the kernel that make up the pages: codes, then scales or patches.
 _PAGES = ("pages", "extras")

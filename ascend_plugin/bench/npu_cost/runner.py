@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.npu_cost import trace
 from ascend_plugin.bench.npu_cost.chip import ASCEND_910C_DIE
-from ascend_plugin.bench.npu_cost.kernel_rows import DECODE, kernel_row
+from ascend_plugin.bench.npu_cost.kernel_rows import kernel_row
 from ascend_plugin.bench.npu_cost.messages import Job, Launched, Probe, Probed, to_json
 from ascend_plugin.bench.npu_cost.rows import Case, CostRow, KernelRow, measured_row, traced_row
 from ascend_plugin.bench.npu_cost.settings import (
     DEPTHS,
+    NAIVE,
     Settings,
     check_size,
     kernel_cases,
@@ -37,9 +39,6 @@ _MEMORY = 32 << 30
 _LOG_LINES = 12
 _MORE_LAYERS = DEPTHS[1] - DEPTHS[0]
 
-NAIVE = "decode, naive"
-PHASES = (DECODE, NAIVE)
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -50,54 +49,87 @@ class Outcome:
     method: dict[str, object]
 
 
-def run(settings: Settings, scratch: Path, report: Report) -> Outcome:
+def run(wanted: Sequence[Settings], scratch: Path, report: Report) -> Outcome:
     """Count a decode step of the plugin and of the naive chain.
 
     Args:
-        settings: what to count.
+        wanted: what to count; they differ in the variant alone.
         scratch: folder for configurations, traces and logs.
         report: gets a line for each part.
 
     Raises:
         BenchError: an engine does not run; the message has its last lines.
     """
+    common = wanted[0]
+    variants = ", ".join(settings.variant for settings in wanted)
+    where = "a simulated" if simulated() else "this machine's"
     if not simulated():
-        return _measure(settings, scratch, report)
-    check_size(settings.geometry)
+        report(f"{common.geometry.name} {variants}: engines on {where} NPU")
+        return _measure(wanted, scratch)
+    check_size(common.geometry)
     path = scratch / "trace.jsonl"
     environment = _simulated_environment(path, report)
-    report(f"{settings.geometry.name} {settings.variant}: engines on a simulated NPU")
-    job = _job(simulated_probes, settings, scratch, str(path))
-    found, launched = _ask(job, environment, scratch)
-    kernels = _kernel_rows(settings, launched, path)
-    half = len(found) // len(PHASES)
-    rows, method = [], _method(settings) | _counting(settings)
-    for i, phase in enumerate(PHASES):
-        mine = found[i * half : (i + 1) * half]
-        row, told = _trace_phase(settings, phase, path, mine, kernels)
-        rows.append(row)
-        method[phase] = told
-    return Outcome(rows, kernels, method)
+    report(f"{common.geometry.name} {variants}: engines on {where} NPU")
+    job = _job(simulated_probes, wanted, scratch, str(path))
+    answers = _ask(job, environment, scratch)
+    outcome = Outcome([], [], _method(common) | _counting(common))
+    told: dict[str, dict[str, object]] = {}
+    for settings in wanted:
+        kernels = _kernel_rows(settings, answers, path)
+        outcome.kernels.extend(kernels)
+        for phase in settings.phases:
+            mine = answers.probed(len(DEPTHS) * len(simulated_contexts(settings.context)))
+            row, facts = _trace_phase(settings, phase, path, mine, kernels)
+            outcome.rows.append(row)
+            told.setdefault(settings.variant, {})[phase] = facts
+    outcome.method["variants"] = told
+    return outcome
 
 
 def _job(
     make: Callable[[Settings, bool, Path], tuple[Probe, ...]],
-    settings: Settings,
+    wanted: Sequence[Settings],
     scratch: Path,
     path: str,
 ) -> Job:
-    probes = (probe for phase in PHASES for probe in make(settings, phase == NAIVE, scratch))
-    shapes = (shape for case in kernel_cases(settings) for shape in kernel_shapes(settings, case))
+    probes = [
+        probe
+        for settings in wanted
+        for phase in settings.phases
+        for probe in make(settings, phase == NAIVE, scratch)
+    ]
+    shapes = [
+        shape
+        for settings in wanted
+        for case in kernel_cases(settings)
+        for shape in kernel_shapes(settings, case)
+    ]
     return Job(tuple(probes), tuple(shapes), path)
 
 
-def _kernel_rows(
-    settings: Settings, launched: list[Launched], path: Path | None
-) -> list[KernelRow]:
-    rows, answers = [], iter(launched)
+class _Answers:
+    """A worker's answers, taken in the order of the job."""
+
+    def __init__(self, job: Job, lines: Sequence[str]) -> None:
+        answers = [json.loads(line) for line in lines]
+        probes = len(answers) - len(job.kernels)
+        self._probed = iter([Probed(**answer) for answer in answers[:probes]])
+        self._launched = iter([Launched(**answer) for answer in answers[probes:]])
+
+    def probed(self, count: int) -> list[Probed]:
+        """Take the next answers of engines."""
+        return list(itertools.islice(self._probed, count))
+
+    def launched(self, count: int) -> list[Launched]:
+        """Take the next answers of kernels."""
+        return list(itertools.islice(self._launched, count))
+
+
+def _kernel_rows(settings: Settings, answers: _Answers, path: Path | None) -> list[KernelRow]:
+    rows = []
     for case in kernel_cases(settings):
         shapes = kernel_shapes(settings, case)
-        mine = [next(answers) for _ in shapes]
+        mine = answers.launched(len(shapes))
         rows.append(kernel_row(settings.geometry, case[1], shapes, mine, path, ASCEND_910C_DIE))
     return rows
 
@@ -193,20 +225,22 @@ def _case(settings: Settings, phase: str, found: Probed) -> Case:
     )
 
 
-def _measure(settings: Settings, scratch: Path, report: Report) -> Outcome:
+def _measure(wanted: Sequence[Settings], scratch: Path) -> Outcome:
     """Time a decode step on hardware. Never run there yet."""
-    report(f"{settings.geometry.name} {settings.variant}: engines on this machine's NPU")
-    job = _job(timed_probes, settings, scratch, "")
-    found, launched = _ask(job, dict(os.environ), scratch)
-    half = len(found) // len(PHASES)
-    rows: list[CostRow] = []
-    method = _method(settings) | _timing(job.probes[0], found[0])
-    for i, phase in enumerate(PHASES):
-        mine = found[i * half : (i + 1) * half]
-        case = replace(_case(settings, phase, mine[-1]), context=job.probes[-1].contexts[-1])
-        rows.append(measured_row(case, ASCEND_910C_DIE, layer_time(mine)))
-        method[phase] = {"attention": list(mine[-1].attention)}
-    return Outcome(rows, _kernel_rows(settings, launched, None), method)
+    job = _job(timed_probes, wanted, scratch, "")
+    answers = _ask(job, dict(os.environ), scratch)
+    rows, kernels, device = [], [], ""
+    told: dict[str, dict[str, object]] = {}
+    for settings in wanted:
+        kernels += _kernel_rows(settings, answers, None)
+        for phase in settings.phases:
+            mine = answers.probed(len(DEPTHS))
+            case = replace(_case(settings, phase, mine[-1]), context=job.probes[-1].contexts[-1])
+            rows.append(measured_row(case, ASCEND_910C_DIE, layer_time(mine)))
+            told.setdefault(settings.variant, {})[phase] = {"attention": list(mine[-1].attention)}
+            device = mine[-1].device
+    method = _method(wanted[0]) | _timing(job.probes[0], device) | {"variants": told}
+    return Outcome(rows, kernels, method)
 
 
 def layer_time(found: list[Probed]) -> float:
@@ -228,9 +262,7 @@ def _simulated_environment(path: Path, report: Report) -> dict[str, str]:
     return built.environment(options, 0, os.environ)
 
 
-def _ask(
-    job: Job, environment: Mapping[str, str], folder: Path
-) -> tuple[list[Probed], list[Launched]]:
+def _ask(job: Job, environment: Mapping[str, str], folder: Path) -> _Answers:
     """Run a worker and return its answers: of each context of each probe, and of each kernel.
 
     Raises:
@@ -255,12 +287,7 @@ def _ask(
         raise BenchError(
             f"an engine ended with exit code {process.returncode}; its last lines:\n{tail}"
         )
-    answers = [json.loads(line) for line in lines]
-    probes = len(answers) - len(job.kernels)
-    return (
-        [Probed(**answer) for answer in answers[:probes]],
-        [Launched(**answer) for answer in answers[probes:]],
-    )
+    return _Answers(job, lines)
 
 
 #: The engine runs in the worker's own process, and without the network.
@@ -324,11 +351,11 @@ def _counting(settings: Settings) -> dict[str, object]:
     }
 
 
-def _timing(probe: Probe, found: Probed) -> dict[str, object]:
+def _timing(probe: Probe, device: str) -> dict[str, object]:
     """Return how a real NPU is timed."""
     return {
         "simulated": False,
-        "device": found.device,
+        "device": device,
         "contexts_run": list(probe.contexts),
         "measured": (
             f"measured_us: median over {probe.steps} decode steps, by events on the stream, of the "

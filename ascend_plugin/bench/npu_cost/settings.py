@@ -17,6 +17,9 @@ GRAPHS: Final = ("none", "piecewise", "full")
 #: How a cache is held: as the model computes, or int8.
 VARIANTS: Final = ("bf16", *get_args(Variant))
 
+#: Phases of an engine: the plugin's decode step, and vLLM's own chain of operators.
+DECODE, NAIVE = "decode", "decode, naive"
+
 #: Layers of the two models whose difference is counted.
 DEPTHS = (1, 3)
 
@@ -58,6 +61,7 @@ class Settings:
         graphs: what is captured.
         drafts: tokens that a verification step checks beside the new one.
         sweep: whether the kernel of attention is launched over :data:`SWEEP` too.
+        naive: whether vLLM's own chain of operators is counted too.
     """
 
     geometry: Geometry
@@ -67,6 +71,12 @@ class Settings:
     graphs: str = "full"
     drafts: int = 3
     sweep: bool = False
+    naive: bool = True
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """What is counted."""
+        return (DECODE, NAIVE) if self.naive else (DECODE,)
 
     def __post_init__(self) -> None:
         """Refuse impossible values.

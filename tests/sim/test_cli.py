@@ -96,6 +96,8 @@ def test_options_travel_unchanged(tmp_path):
     path = str(tmp_path / 'a "quoted" \\ näme')
     options = SimulatorOptions(devices=2, memory=1 << 30, schedule="random", seed=3, trace=path)
     assert SimulatorOptions.from_environment({OPTIONS_VARIABLE: options.to_json()}) == options
+    options = SimulatorOptions(products=False)
+    assert SimulatorOptions.from_environment({OPTIONS_VARIABLE: options.to_json()}) == options
     assert SimulatorOptions.from_environment({}) is None
 
 
@@ -108,6 +110,18 @@ def test_sizes(text, size):
 def test_wrong_sizes(text):
     with pytest.raises(SimulatorError, match="is not a positive number"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(("option", "product"), [("--products", 8.0), ("--no-products", 0.0)])
+def test_products_may_be_left_out(option, product):
+    code = """
+import torch, torch_npu
+ones = torch.ones(2, 2, device="npu")
+bias = torch.ones(2, device="npu")
+print((ones @ ones).sum().item(), torch.addmm(bias, ones, ones).sum().item(), ones.sum().item())
+"""
+    found = sim("run", option, "--", sys.executable, "-c", code).stdout.splitlines()[-1].split()
+    assert [float(each) for each in found] == [product, product and product + 4, 4.0]
 
 
 def test_run_leaves_the_log_level_of_vllm_to_the_user():

@@ -19,11 +19,12 @@ pytestmark = pytest.mark.engine
 
 #: Starts one engine after the other; prints a JSON list of what went wrong.
 START = """
-import json, sys
+import gc, json, sys
 from vllm import LLM
 from vllm.distributed import cleanup_dist_env_and_memory
 told = []
 for settings in json.loads(sys.argv[1]):
+    gc.freeze()  # as in engine_server.py
     try:
         llm = LLM(**settings)
         llm.llm_engine.engine_core.shutdown()

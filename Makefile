@@ -9,17 +9,13 @@ MODEL ?= models/smollm2
 CONFIG ?= configs/serve/smollm2-cpu.yaml
 PYTEST_ARGS ?=
 SIM_PYTEST_ARGS ?=
+WORKERS ?= 2
 JOBS ?= 2
 MUTANTS_ARGS ?=
 
 BIN := .venv/bin
 INSTALL = $(PYTHON) tools/install.py --device $(DEVICE)
 CPP_FILES = $(shell find ops -type f \( -name '*.cpp' -o -name '*.h' \))
-
-# Two at a time: each keeps one core busy. The output of the second comes when both are done.
-SIM_PYTEST = $(BIN)/coverage run -m pytest $(SIM_PYTEST_ARGS)
-SIM_TESTS = log=$$(mktemp); $(SIM_PYTEST) tests/sim >$$log 2>&1 & other=$$!; \
-	$(SIM_PYTEST) tests/npu; status=$$?; wait $$other || status=1; cat $$log; rm $$log; exit $$status
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-npu test-ascendc-full test-ascendc-mutants lint format clean python
@@ -28,7 +24,7 @@ help: ## show this help
 	@echo "ascend-plugin: a vLLM platform plugin for Ascend NPUs with a CPU fallback"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-21s%s\n", $$1, $$2 }' Makefile
 	@echo "Variables: PYTHON=python3.11 DEVICE=auto|cpu|npu HOST=$(HOST) PORT=$(PORT)"
-	@echo "           MODEL=$(MODEL) CONFIG=$(CONFIG) PYTEST_ARGS=..."
+	@echo "           MODEL=$(MODEL) CONFIG=$(CONFIG) PYTEST_ARGS=... WORKERS=$(WORKERS)"
 
 install: python ## set up .venv with vLLM and the plugin (safe to repeat; resumes)
 	@$(INSTALL)
@@ -40,9 +36,10 @@ serve: python ## install, fetch the small model, serve it and print a curl line
 
 test: lint ## install the test tools, lint, fetch the small model, and run every test
 	@$(BIN)/ascend-plugin model smollm2 models/smollm2
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 	@rm -f .coverage .coverage.*
-	@$(BIN)/ascend-plugin sim run -- sh -c '$(SIM_TESTS)'
+	@$(BIN)/ascend-plugin sim run -- \
+	  $(BIN)/coverage run -m pytest -n $(WORKERS) $(SIM_PYTEST_ARGS) tests/sim tests/npu
 	@$(BIN)/coverage combine -q
 	@$(BIN)/python tools/npu_call_sites.py
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -21,6 +23,15 @@ for _variable in [name for name in os.environ if name.startswith("ASCEND_PLUGIN_
     if _variable in _SIMULATOR:
         continue
     del os.environ[_variable]
+
+# Beside another worker of pytest-xdist, threads that wait must not spin, and two engines must not
+# bind their threads to the same core; tests of threads and of binding say what they want.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
 
 hypothesis.settings.register_profile(
     "ascend_plugin",
@@ -40,6 +51,25 @@ if importlib.util.find_spec("torch_npu") is None:
     collect_ignore = ["npu", "sim"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For workers: files with engines first, those with most of them at the front.
+
+    They take minutes each; what comes last is short, and the workers end together.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    engines = Counter(item.path for item in items if item.get_closest_marker("engine"))
+    items.sort(key=lambda item: -engines[item.path])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return what hands whole files to workers: tests of a file share engines and models."""
+    from distribution import FileScheduling
+
+    return FileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

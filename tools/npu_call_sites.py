@@ -4,7 +4,7 @@
 The code for NPUs is written where there is none. What was never executed, on the simulated NPU at
 least, is not known to be accepted by torch_npu at all::
 
-    ascend-plugin sim run -- coverage run -m pytest tests/sim tests/npu
+    ascend-plugin sim run -- coverage run -m pytest -n 2 tests/sim tests/npu
     coverage combine
     tools/npu_call_sites.py
 """

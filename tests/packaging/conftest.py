@@ -24,6 +24,9 @@ IGNORED = (
     "*.egg-info",
     "*.so",
     ".*cache",
+    # Other tests write these meanwhile.
+    ".hypothesis",
+    ".coverage*",
 )
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -69,12 +69,11 @@ def _connected(engine: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[tuple[EngineProcess, EngineProcess]]:
+def pair(plugin: EngineProcess) -> Iterator[tuple[EngineProcess, EngineProcess]]:
     """Two processes: one will store pages, the other load them."""
-    processes = EngineProcess({}), EngineProcess({})
-    yield processes
-    for process in processes:
-        process.stop()
+    other = EngineProcess({})
+    yield plugin, other
+    other.stop()
 
 
 def _store_and_load(

@@ -53,15 +53,19 @@ if importlib.util.find_spec("torch_npu") is None:
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For workers: files with engines first, those with most of them at the front.
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For workers: files with engines first, then those with many tests.
 
     They take minutes each; what comes last is short, and the workers end together.
     """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
+    if not hasattr(config, "workerinput"):
         return
-    engines = Counter(item.path for item in items if item.get_closest_marker("engine"))
-    items.sort(key=lambda item: -engines[item.path])
+    from distribution import unit_of
+
+    units = {item: unit_of(item.nodeid) for item in items}
+    tests = Counter(units.values())
+    engines = Counter(unit for item, unit in units.items() if item.get_closest_marker("engine"))
+    items.sort(key=lambda item: (-engines[units[item]], -tests[units[item]]))
 
 
 @pytest.hookimpl(optionalhook=True)

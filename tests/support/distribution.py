@@ -11,16 +11,21 @@ from xdist.scheduler import LoadFileScheduling
 TOGETHER = ("tests/sim/test_operators_",)
 
 
+def unit_of(nodeid: str) -> str:
+    """Return what a test is handed out with: its file, or the family of its file."""
+    for family in TOGETHER:
+        if nodeid.startswith(family):
+            return family
+    return nodeid.partition("::")[0]
+
+
 class FileScheduling(LoadFileScheduling):
     """A file, or the files of one family, at a time."""
 
     def __init__(self, config: pytest.Config, log: Any) -> None:
-        # Else files with many tests come first, which are the quick ones.
+        # The order is that of tests/conftest.py, which knows more than the number of tests.
         config.option.loadscopereorder = False
         super().__init__(config, log)
 
     def _split_scope(self, nodeid: str) -> str:
-        for family in TOGETHER:
-            if nodeid.startswith(family):
-                return family
-        return super()._split_scope(nodeid)
+        return unit_of(nodeid)

@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import pytest
+from measuring import unmeasured
 
 from ascend_plugin.ops.sim.options import OPTIONS_VARIABLE, SimulatorOptions
 
@@ -26,7 +27,15 @@ def _environment(options: dict[str, object], extra: dict[str, str]) -> dict[str,
     base = SimulatorOptions.from_environment()
     assert base is not None, "these tests run under: ascend-plugin sim run -- python -m pytest"
     changed = replace(base, **options)
-    return {**os.environ, OPTIONS_VARIABLE: changed.to_json(), "OMP_NUM_THREADS": "1", **extra}
+    inherited = {key: value for key, value in os.environ.items() if "COVERAGE" not in key}
+    return {**inherited, OPTIONS_VARIABLE: changed.to_json(), "OMP_NUM_THREADS": "1", **extra}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _unmeasured() -> Iterator[None]:
+    """What is measured is the NPU's code of the plugin, which does not run here."""
+    with unmeasured():
+        yield
 
 
 def _start(code: str, options: dict[str, object], extra: dict[str, str]) -> subprocess.Popen[str]:

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+from measuring import unmeasured
+
 
 def main() -> None:
     answers = os.fdopen(int(sys.argv[1]), "w", buffering=1)
@@ -61,12 +63,13 @@ class EngineKeeper:
         }
 
     def start(self, settings: dict[str, Any]) -> None:
-        llm = _import_llm()
+        with unmeasured(), _no_collection():
+            from vllm import LLM
         # An engine asks for a full collection a dozen times; each would look at all that was
         # imported, which takes ten times as long as the rest of the start.
         gc.freeze()
         self.graphs = _graph_counts()
-        self.llm = llm(**settings, disable_log_stats=False, seed=0)
+        self.llm = LLM(**settings, disable_log_stats=False, seed=0)
         self.settings = settings
 
     def stop(self) -> None:
@@ -190,18 +193,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         gc.collect = collect
         gc.enable()
-
-
-def _import_llm() -> Any:
-    """Import vLLM; to measure its coverage would take half as long again."""
-    measured = "coverage" in sys.modules and sys.modules["coverage"].Coverage.current()
-    if measured:
-        measured.stop()
-    with _no_collection():
-        from vllm import LLM
-    if measured:
-        measured.start()
-    return LLM
 
 
 def _adapters(paths: list[str | None]) -> list[Any]:

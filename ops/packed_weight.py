@@ -34,7 +34,11 @@ _PACKED_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """A quantised weight in the kernels' order; the only copy of it.
+    """A quantised weight in the order of a device's kernels; the only copy of it.
+
+    The shapes are those of CPUs. On an NPU (:mod:`ops.npu.quantised_linear`) they are what its
+    operator takes: codes ``[k, n]``; scales, and minus the zero points, ``[k / group, n]`` or
+    ``[n]``.
 
     Attributes:
         weight: int32 ``[blocks, words, 32]``.

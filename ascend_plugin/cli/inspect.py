@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from ascend_plugin.cli.output import clean_stdout, table_console, write_json
+from ascend_plugin.device import detect_device
 from ascend_plugin.quantization.errors import CheckpointError
+from ascend_plugin.quantization.target import Target
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,12 +20,18 @@ if TYPE_CHECKING:
     from ascend_plugin.quantization.scheme import Checkpoint
 
 
+_DEVICES = {Target.CPU: "a CPU", Target.NPU: "an NPU"}
+
+
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of the checkpoint.")],
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, a row per module.")] = False,
     every: Annotated[
         bool, typer.Option("--all", help="Show every module, not one line for alike ones.")
     ] = False,
+    device: Annotated[
+        Target | None, typer.Option(help="What to plan for; this machine's device if not given.")
+    ] = None,
 ) -> None:
     """Show which module of a checkpoint runs how, what stays float and why, and the memory."""
     with clean_stdout() as stdout:
@@ -42,15 +50,17 @@ def inspect(
                 "ModelSlim's quant_model_description.json, or a quantization_config of integers "
                 "(compressed-tensors, AWQ, GPTQ) in config.json."
             )
-        rows, memory = module_rows(found), totals(found)
+        target = device or Target(detect_device().kind)
+        rows, memory = module_rows(found, target), totals(found, target)
         if as_json:
-            write_json(stdout, [asdict(row) for row in rows], _meta(found, memory))
+            write_json(stdout, [asdict(row) for row in rows], _meta(found, target, memory))
         else:
-            _print(stdout, found, rows, memory, every)
+            _print(stdout, found, target, rows, memory, every)
 
 
-def _meta(found: Checkpoint, memory: list[SchemeTotal]) -> dict[str, object]:
+def _meta(found: Checkpoint, target: Target, memory: list[SchemeTotal]) -> dict[str, object]:
     return {
+        "device": target.value,
         "checkpoint": str(found.folder),
         "format": found.source.value,
         "kv_cache": None if found.kv is None else asdict(found.kv),
@@ -63,12 +73,13 @@ def _meta(found: Checkpoint, memory: list[SchemeTotal]) -> dict[str, object]:
 def _print(
     stdout: TextIO,
     found: Checkpoint,
+    target: Target,
     rows: list[ModuleRow],
     memory: list[SchemeTotal],
     every: bool,
 ) -> None:
     console = table_console(stdout)
-    console.print(_modules_table(found, rows, every))
+    console.print(_modules_table(found, target, rows, every))
     console.print(_memory_table(memory))
     if found.kv is not None:
         console.print(f"KV cache: {found.kv.kind} scales of {found.kv.layers} layers.")
@@ -76,13 +87,16 @@ def _print(
         console.print(f"{note}.")
 
 
-def _modules_table(found: Checkpoint, rows: list[ModuleRow], every: bool) -> Table:
+def _modules_table(found: Checkpoint, target: Target, rows: list[ModuleRow], every: bool) -> Table:
     from rich.table import Table
 
     from ascend_plugin.quantization.report import grouped_rows
 
     table = Table(
-        title=f"{found.folder} ({found.source})", title_justify="left", box=None, pad_edge=False
+        title=f"{found.folder} ({found.source}) on {_DEVICES[target]}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
     )
     for name in ("module", "count", "scheme", "bits", "group", "n × k", "source", "runs as"):
         table.add_column(name)

@@ -54,7 +54,7 @@ class AscendCPUPlatform(CpuPlatform):
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Check the plugin's settings and choose its worker."""
         config = configure(vllm_config, "cpu")
-        adopt_quantization(vllm_config)
+        adopt_quantization(vllm_config, "cpu")
         configure_kv_cache(vllm_config, config.kv_cache)
         # The V2 runner exists only with a working Triton; a machine that has one must not
         # silently run code that the plugin was not tested with.

@@ -68,7 +68,7 @@ class AscendNPUPlatform(Platform):
             ConfigError: settings that an NPU cannot serve.
         """
         config = configure(vllm_config, "npu")
-        adopt_quantization(vllm_config)
+        adopt_quantization(vllm_config, "npu")
         configure_kv_cache(vllm_config, config.kv_cache)
         configure_engine(vllm_config, config)
 

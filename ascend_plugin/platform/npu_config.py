@@ -48,7 +48,6 @@ def _refuse(vllm_config: VllmConfig, config: PluginConfig) -> None:
             f"ops.implementation={config.ops.implementation!r} is for CPUs; the operators of an "
             "NPU have one implementation. Use 'auto'."
         )
-    _refuse_quantised_weights(vllm_config)
     model = vllm_config.model_config
     if model is None:
         return
@@ -61,21 +60,6 @@ def _refuse(vllm_config: VllmConfig, config: PluginConfig) -> None:
         raise ConfigError(
             "multi-head latent attention (MLA) is not served on an NPU by this version. Set "
             f"{DEVICE_VARIABLE}=cpu to serve on the CPU."
-        )
-
-
-def _refuse_quantised_weights(vllm_config: VllmConfig) -> None:
-    """Refuse weights that are served on a CPU alone so far; C8 scales beside float ones are not."""
-    checkpoint = getattr(vllm_config.quant_config, "checkpoint", None)
-    if checkpoint is None:
-        return
-    found = [m for m in checkpoint.modules.values() if m.quantised or m.rotations]
-    if found:
-        raise ConfigError(
-            f"the checkpoint {checkpoint.folder} has quantised weights ({found[0].name} is "
-            f"{found[0].scheme.value} of {checkpoint.source}), which are not served on an NPU by "
-            f"this version. Serve a float checkpoint, or set {DEVICE_VARIABLE}=cpu to serve on the "
-            "CPU."
         )
 
 

@@ -16,15 +16,17 @@ def register() -> None:
     from . import config  # noqa: F401  registers itself
 
 
-def adopt(vllm_config: Any) -> None:
+def adopt(vllm_config: Any, device: str) -> None:
     """Give an engine that is being configured the quantisation of its checkpoint, and log it.
 
     Args:
         vllm_config: vLLM's configuration of the engine.
+        device: ``cpu`` or ``npu``: what it will run on.
 
     Raises:
         CheckpointError: the checkpoint cannot be served as it is.
     """
     from . import config
+    from .target import Target
 
-    config.adopt(vllm_config)
+    config.adopt(vllm_config, Target(device))

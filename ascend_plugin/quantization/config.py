@@ -17,11 +17,15 @@ from vllm.model_executor.layers.quantization.base_config import (
     QuantizeMethodBase,
 )
 
+from ascend_plugin.device import DEVICE_VARIABLE
+
 from .errors import CheckpointError
 from .formats import claims, describe
 from .formats.modelslim import DESCRIPTION_FILE
+from .plan import plan
 from .report import log_checkpoint
 from .scheme import Checkpoint, ModuleScheme
+from .target import Target
 
 if TYPE_CHECKING:
     from vllm.model_executor.models.utils import WeightsMapper
@@ -199,13 +203,31 @@ class AscendQuantizationConfig(QuantizationConfig):
             "another model, or the model needs a name mapping that the plugin does not know."
         )
 
-    def _experts(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase:
+    def _experts(self, layer: Any, prefix: str) -> QuantizeMethodBase:
+        """Return how a layer's experts are loaded and multiplied."""
         from vllm.model_executor.layers.fused_moe import UnquantizedFusedMoEMethod
 
         checkpoint = self._checkpoint()
         inside = [own for name, own in self._names.items() if name.startswith(f"{prefix}.")]
-        _refuse_quantised([checkpoint.modules[name] for name in inside], "an expert")
-        return UnquantizedFusedMoEMethod(layer.moe_config)
+        modules = [checkpoint.modules[name] for name in inside]
+        if not any(each.quantised or each.rotations for each in modules):
+            return UnquantizedFusedMoEMethod(layer.moe_config)
+        from .experts import Expert, QuantisedExpertsMethod
+
+        parts = layer.ckpt_gate_proj_name, layer.ckpt_down_proj_name, layer.ckpt_up_proj_name
+        experts = []
+        for number in range(layer.moe_config.num_experts):
+            names = [f"{prefix}.{number}.{part}" for part in parts]
+            for name in names:
+                if name not in self._names:
+                    raise CheckpointError(
+                        f"{checkpoint.folder}: tensor {name}.weight is missing; expected because "
+                        f"{modules[0].name} is a quantised expert beside it. Experts are served "
+                        "from a tensor each, not from one for all. Download the checkpoint again, "
+                        "or quantise the model with another tool."
+                    )
+            experts.append(Expert(*(checkpoint.modules[self._names[name]] for name in names)))
+        return QuantisedExpertsMethod(layer.moe_config, experts, checkpoint.index)
 
     def _attention(self, layer: torch.nn.Module) -> QuantizeMethodBase | None:
         """Return how fp8 scales of a KV cache are loaded; the plugin reads int8 ones elsewhere."""
@@ -228,8 +250,8 @@ def _refuse_quantised(modules: list[ModuleScheme], what: str) -> None:
             info = next(iter(module.tensors.values()))
             raise CheckpointError(
                 f"{info.file}: tensor {info.name}: {module.name} is {what} of scheme "
-                f"{module.scheme.value} ({module.source}); expected FLOAT: only linear layers are "
-                "served quantised. Quantise the model without it."
+                f"{module.scheme.value} ({module.source}); expected FLOAT: only linear layers and "
+                "experts are served quantised. Quantise the model without it."
             )
 
 
@@ -243,11 +265,12 @@ def _folder(model: str, revision: str | None) -> Path:
     return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
 
 
-def adopt(vllm_config: Any) -> None:
+def adopt(vllm_config: Any, target: Target) -> None:
     """Give an engine its quantisation where vLLM does not find it: ModelSlim without any flag.
 
     Args:
         vllm_config: of an engine that is being configured.
+        target: what it will run on.
 
     Raises:
         CheckpointError: the checkpoint cannot be served.
@@ -263,8 +286,25 @@ def adopt(vllm_config: Any) -> None:
         model.quantization = METHOD
         vllm_config.quant_config = quant_config
     if isinstance(quant_config, AscendQuantizationConfig) and quant_config.checkpoint is not None:
-        log_checkpoint(quant_config.checkpoint)
+        _refuse_unserved(quant_config.checkpoint, target)
+        log_checkpoint(quant_config.checkpoint, target)
     elif quant_config is not None:
         logger.info(
             "Quantisation %r is served by vLLM's own code, not by the plugin.", model.quantization
         )
+
+
+def _refuse_unserved(checkpoint: Checkpoint, target: Target) -> None:
+    """Refuse, before a worker exists, modules that the device does not serve.
+
+    Raises:
+        CheckpointError: there are some.
+    """
+    for module in checkpoint.modules.values():
+        planned = plan(module, target)
+        if planned.refused:
+            raise CheckpointError(
+                f"{checkpoint.folder}: {module.name} ({module.scheme.value} of {module.source}) is "
+                f"{planned.note}. See ascend-plugin inspect --device {target}; set "
+                f"{DEVICE_VARIABLE}=cpu to serve on the CPU, or quantise the model otherwise."
+            )

@@ -1,4 +1,4 @@
-"""The kernels of quantised linear layers on a CPU: the one place that knows the device.
+"""The kernels of quantised linear layers: those of CPUs, and the choice between devices.
 
 Each is made once from unpacked weights, keeps them in its kernel's own order and nothing else.
 """
@@ -6,12 +6,12 @@ Each is made once from unpacked weights, keeps them in its kernel's own order an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
-from ascend_plugin.ops.hadamard import hadamard
 from ascend_plugin.ops.quant_matmul import pack_int8, quant_matmul
+from ascend_plugin.ops.static_quant import static_quant
 from ascend_plugin.ops.weight_quant_matmul import pack, weight_quant_matmul
 
 from .plan import Kernel
@@ -32,6 +32,7 @@ class Operand:
         quant_bias: int32 ``[n]`` added to the integer product.
         bias: ``[n]`` in the model's type.
         dtype: of the model.
+        device: where the weight will lie.
     """
 
     codes: Codes
@@ -42,6 +43,7 @@ class Operand:
     quant_bias: torch.Tensor | None
     bias: torch.Tensor | None
     dtype: torch.dtype
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class LinearKernel(torch.nn.Module):
@@ -105,38 +107,33 @@ class ExactInt8Kernel(LinearKernel):
         super().__init__(operand.bias)
         assert operand.static is not None
         self.scale: torch.Tensor
-        self.one: torch.Tensor
+        self.factor: torch.Tensor
+        self.zero: torch.Tensor
         self.quant_bias: torch.Tensor | None
-        self.static = operand.static
         self.packed = pack_int8(operand.codes.codes)
         scale = operand.codes.scales.flatten().float()
         self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("one", torch.ones(1, dtype=torch.float32), persistent=False)
+        factor, zero = input_numbers(operand.static, torch.float32)
+        self.register_buffer("factor", factor, persistent=False)
+        self.register_buffer("zero", zero, persistent=False)
         self.register_buffer("quant_bias", operand.quant_bias, persistent=False)
 
     def forward(self, x: torch.Tensor, add_bias: bool) -> torch.Tensor:
         """Quantise the input with the checkpoint's numbers, and multiply."""
-        codes = quantise_static(x, self.static)
         return quant_matmul(
-            codes,
+            static_quant(x, self.factor, self.zero),
             self.packed,
             self.scale,
-            self.one,
             quant_bias=self.quant_bias,
             bias=self._bias(add_bias),
             out_dtype=x.dtype,
         )
 
 
-def quantise_static(x: torch.Tensor, static: StaticInput) -> torch.Tensor:
-    """Return ``round(x / scale + zero)`` as int8, rounded to even and saturated.
-
-    Args:
-        x: float ``[tokens, k]``.
-        static: the checkpoint's numbers.
-    """
-    scaled = x.to(torch.float32) / static.scale + static.zero
-    return scaled.round_().clamp_(-128, 127).to(torch.int8)
+def input_numbers(static: StaticInput, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return factor and zero of ``static_quant`` for the checkpoint's numbers."""
+    factor = torch.tensor([1.0 / static.scale], dtype=torch.float64).to(dtype)
+    return factor, torch.tensor([static.zero], dtype=dtype)
 
 
 class OneDnnInt8Kernel(LinearKernel):
@@ -197,24 +194,26 @@ def make_kernel(kernel: Kernel, operand: Operand) -> LinearKernel:
         kernel: which one.
         operand: the weight.
     """
-    return _KERNELS[kernel](operand)
+    if kernel in _KERNELS:
+        return _KERNELS[kernel](operand)
+    # Late: this imports torch_npu.
+    from . import execute_npu
+
+    return execute_npu.make_kernel(kernel, operand)
 
 
-def rotate_hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
-    """Return ``x`` times blocks of the Sylvester matrix over the root of their size.
+def make_float_kernel(
+    weight: torch.Tensor, bias: torch.Tensor | None, device: torch.device
+) -> LinearKernel:
+    """Make the kernel of a float part of a layer.
 
     Args:
-        x: ``[…, features]``, features being a multiple of ``block``.
-        block: a power of two.
+        weight: ``[n, k]`` in the model's type.
+        bias: ``[n]`` or None.
+        device: where the weight will lie.
     """
-    return hadamard(x, block)
+    if device.type == "cpu":
+        return FloatKernel(weight, bias)
+    from . import execute_npu
 
-
-__all__ = [
-    "FloatKernel",
-    "LinearKernel",
-    "Operand",
-    "make_kernel",
-    "quantise_static",
-    "rotate_hadamard",
-]
+    return execute_npu.FloatKernel(weight, bias, device)

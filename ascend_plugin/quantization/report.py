@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .plan import plan
 from .scheme import Checkpoint, ModuleScheme
+from .target import Target
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +75,18 @@ class SchemeTotal:
     bf16_bytes: int
 
 
-def module_rows(checkpoint: Checkpoint) -> list[ModuleRow]:
-    """Return a row for every matrix of a checkpoint, in the order of the layers."""
+def module_rows(checkpoint: Checkpoint, target: Target = Target.CPU) -> list[ModuleRow]:
+    """Return a row for every matrix of a checkpoint on a device, in the order of the layers."""
     modules = sorted(checkpoint.modules.values(), key=lambda module: _natural(module.name))
-    return [_row(module) for module in modules]
+    return [_row(module, target) for module in modules]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
-def _row(module: ModuleScheme) -> ModuleRow:
-    chosen = plan(module)
+def _row(module: ModuleScheme, target: Target) -> ModuleRow:
+    chosen = plan(module, target)
     grouped = module.quantised and module.group != module.k
     return ModuleRow(
         module=module.name,
@@ -98,7 +99,7 @@ def _row(module: ModuleScheme) -> ModuleRow:
         k=module.k,
         runs_as=chosen.runs_as,
         kernel=chosen.kernel.value,
-        note=chosen.note if module.quantised else module.reason,
+        note=chosen.note if module.quantised or chosen.refused else module.reason,
         rotations=", ".join(
             f"{rotation.name} {rotation.location} {rotation.kind} {rotation.block}"
             for rotation in module.rotations
@@ -107,11 +108,11 @@ def _row(module: ModuleScheme) -> ModuleRow:
     )
 
 
-def totals(checkpoint: Checkpoint) -> list[SchemeTotal]:
+def totals(checkpoint: Checkpoint, target: Target = Target.CPU) -> list[SchemeTotal]:
     """Return the memory per scheme, and that of everything beside the matrices."""
     found: dict[tuple[str, str], list[ModuleScheme]] = {}
     for module in checkpoint.modules.values():
-        found.setdefault((module.scheme.value, plan(module).runs_as), []).append(module)
+        found.setdefault((module.scheme.value, plan(module, target).runs_as), []).append(module)
     rows = [
         SchemeTotal(
             scheme=scheme,
@@ -145,10 +146,10 @@ def grouped_rows(rows: Iterable[ModuleRow]) -> list[tuple[str, ModuleRow, int, i
     ]
 
 
-def describe_lines(checkpoint: Checkpoint) -> list[str]:
+def describe_lines(checkpoint: Checkpoint, target: Target = Target.CPU) -> list[str]:
     """Return the table as lines of text."""
     lines = []
-    for name, row, count, size in grouped_rows(module_rows(checkpoint)):
+    for name, row, count, size in grouped_rows(module_rows(checkpoint, target)):
         group = "" if row.group is None else f" g{row.group}"
         zeros = "" if row.symmetric else " asymmetric"
         what = row.scheme if row.scheme == "FLOAT" else f"{row.scheme}{group}{zeros}"
@@ -164,8 +165,8 @@ def describe_lines(checkpoint: Checkpoint) -> list[str]:
     return lines
 
 
-def log_checkpoint(checkpoint: Checkpoint) -> None:
-    """Log how every module of a checkpoint runs, once per process."""
+def log_checkpoint(checkpoint: Checkpoint, target: Target) -> None:
+    """Log how every module of a checkpoint runs on a device, once per process."""
     if str(checkpoint.folder) in _logged:
         return
     _logged.add(str(checkpoint.folder))
@@ -177,5 +178,5 @@ def log_checkpoint(checkpoint: Checkpoint) -> None:
         len(checkpoint.modules),
         checkpoint.folder,
     )
-    for line in describe_lines(checkpoint):
+    for line in describe_lines(checkpoint, target):
         logger.info("  %s", line)

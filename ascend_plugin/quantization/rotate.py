@@ -6,8 +6,9 @@ import math
 
 import torch
 
+from ascend_plugin.ops.hadamard import hadamard
+
 from .errors import wrong_tensor
-from .execute import rotate_hadamard
 from .scheme import Rotation
 from .tensors import TensorIndex
 
@@ -40,7 +41,7 @@ class Rotate(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Rotate."""
         if self.kind == "hadamard":
-            return rotate_hadamard(x, self.block)
+            return hadamard(x, self.block)
         matrix = self.matrix_0
         if self.kind == "matrix":
             blocks = x.unflatten(-1, (-1, self.block))

@@ -128,6 +128,11 @@ class ModuleScheme:
         """Whether the weight has codes."""
         return self.scheme is not Scheme.FLOAT
 
+    @property
+    def integer_bias(self) -> bool:
+        """Whether a bias is added to the integer product, and holds the module's own bias too."""
+        return self.source is Source.MODELSLIM and self.scheme is Scheme.W8A8
+
 
 @dataclass(frozen=True, slots=True)
 class KVScheme:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
     UnquantizedFusedMoEMethod,
@@ -14,6 +13,7 @@ from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
 
 from ascend_plugin.config import ConfigError
 from ascend_plugin.ops.npu import experts as operators
+from ascend_plugin.quantization.experts import why_not
 
 
 class AscendMoEMethod(UnquantizedFusedMoEMethod):
@@ -59,19 +59,6 @@ class AscendMoEMethod(UnquantizedFusedMoEMethod):
             topk_weights = torch.ones_like(topk_weights)
         ids = topk_ids.to(torch.int32)
         return operators.swiglu_experts(x, layer.w13_weight, layer.w2_weight, topk_weights, ids)
-
-
-def why_not(moe: FusedMoEConfig) -> list[str]:
-    """Return the reasons why the NPU does not serve these experts; none: it does."""
-    parallel = moe.moe_parallel_config
-    reasons = [
-        (parallel.use_ep, "experts spread over devices (leave --enable-expert-parallel out)"),
-        (parallel.enable_eplb, "balancing of experts over devices (leave --enable-eplb out)"),
-        (moe.has_bias, "experts with a bias"),
-        (moe.is_lora_enabled, "LoRA (leave --enable-lora out)"),
-        (moe.activation != MoEActivation.SILU, f"activation {moe.activation.value!r}, not SwiGLU"),
-    ]
-    return [reason for wrong, reason in reasons if wrong]
 
 
 _registered = False

@@ -81,7 +81,7 @@ def _cpu(x: torch.Tensor, base: torch.Tensor | None, block: int, scale: float) -
     )
     kernel = operator.kernel(signature)
     if kernel is None:
-        _check(x, base, block)
+        check(x, base, block)
         order = 1 if base is None else base.shape[0]
         request = HadamardRequest(x.dtype, x.shape[1], block, order)
         kernel = operator.load(signature, request)
@@ -91,7 +91,12 @@ def _cpu(x: torch.Tensor, base: torch.Tensor | None, block: int, scale: float) -
     return out
 
 
-def _check(x: torch.Tensor, base: torch.Tensor | None, block: int) -> None:
+def check(x: torch.Tensor, base: torch.Tensor | None, block: int) -> None:
+    """Refuse arguments of other shapes and types.
+
+    Raises:
+        ValueError: see :func:`hadamard`.
+    """
     linear_checks.check_rows("x", x)
     checks.check_float("x", x.dtype)
     if block < 1 or x.shape[1] % block:

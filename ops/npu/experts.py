@@ -8,7 +8,7 @@ import torch_npu
 from .elementwise import swiglu
 
 #: ``expert_tokens_num_type`` and ``group_list_type``: how many rows each expert gets.
-_COUNTS = 1
+COUNTS = 1
 
 
 def choose_softmax(
@@ -68,7 +68,7 @@ def swiglu_experts(
         experts,
         active_num=experts.numel(),
         expert_num=count,
-        expert_tokens_num_type=_COUNTS,
+        expert_tokens_num_type=COUNTS,
         expert_tokens_num_flag=True,
         active_expert_range=[0, count],
         quant_mode=-1,
@@ -87,6 +87,6 @@ def _by_expert(rows: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -
         group_list=counts,
         split_item=3,
         group_type=0,
-        group_list_type=_COUNTS,
+        group_list_type=COUNTS,
     )[0]
     return out

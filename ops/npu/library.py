@@ -17,7 +17,7 @@ from .. import paged_attention as _attention_schema  # noqa: F401
 from ..kv_cache_gather import GatherRequest, check_rows, check_sequences
 from ..library import implement
 from ..page_layout import PatchCode, PlaneLayout, Quantisation
-from . import ascendc, attention, beam, gather, paths, write
+from . import ascendc, attention, beam, gather, hadamard, paths, quantised_linear, write
 from .ascendc import DeviceBatch, Int8Layer
 from .planes import page_planes, plane_blocks
 
@@ -226,6 +226,8 @@ def _register() -> None:
         "paged_attention": paged_attention,
         "kv_cache_gather": kv_cache_gather,
         "beam_topk": beam.beam_topk,
+        "hadamard": hadamard.hadamard,
+        **quantised_linear.KERNELS,
     }
     for name, kernel in kernels.items():
         implement(name, kernel, _DISPATCH_KEY)

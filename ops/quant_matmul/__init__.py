@@ -16,7 +16,7 @@ __all__ = ["SCHEMA", "Int8Request", "Int8Weight", "operator", "pack_int8", "quan
 
 SCHEMA = (
     "quant_matmul(Tensor x, Tensor weight, Tensor column_sums, Tensor weight_scale, "
-    "Tensor x_scale, Tensor? x_zero, Tensor? quant_bias, Tensor? bias, ScalarType out_dtype) "
+    "Tensor? x_scale, Tensor? x_zero, Tensor? quant_bias, Tensor? bias, ScalarType out_dtype) "
     "-> Tensor"
 )
 
@@ -26,15 +26,18 @@ MAX_K = (2**31 - 1) // (128 * 256)
 _INT32 = (torch.int32,)
 _FLOAT32 = (torch.float32,)
 
+#: The scale of rows that have none.
+_ONE = torch.ones(1, dtype=torch.float32)
+
 
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
-    """An int8 weight in the kernels' order.
+    """An int8 weight in the order of a device's kernels.
 
     Attributes:
         weight: int32 ``[blocks, words, 32]``, as an 8-bit :class:`PackedWeight` holds it: the same
-            tensor serves ``weight_quant_matmul`` too.
-        column_sums: int32 ``[blocks * 32]``, sums over k; 0 in the padding.
+            tensor serves ``weight_quant_matmul`` too. On an NPU int8 ``[k, n]``, in NZ order.
+        column_sums: int32 ``[blocks * 32]``, sums over k; 0 in the padding. Empty on an NPU.
         n: columns (output features).
         k: input features.
     """
@@ -52,6 +55,7 @@ class Int8Request:
     out_dtype: torch.dtype
     n: int
     k: int
+    zeros: bool = False
 
 
 operator: Operator[Int8Request] = Operator(
@@ -64,7 +68,20 @@ operator: Operator[Int8Request] = Operator(
 
 
 def pack_int8(weight: torch.Tensor) -> Int8Weight:
-    """Put an int8 weight ``[n, k]`` into the kernels' order, once at load.
+    """Put an int8 weight ``[n, k]`` into the CPU kernels' order, once at load.
+
+    Raises:
+        ValueError: not a matrix of int8, empty, or more than :data:`MAX_K` input features.
+    """
+    check_codes(weight)
+    n, k = weight.shape
+    sums = torch.zeros(packed_weight.blocks_of(n) * packed_weight.BLOCK, dtype=torch.int32)
+    sums[:n] = weight.sum(1, dtype=torch.int32)
+    return Int8Weight(packed_weight.pack_codes(weight, 8), sums, n, k)
+
+
+def check_codes(weight: torch.Tensor) -> None:
+    """Refuse what is no int8 weight, or too large for exact sums.
 
     Raises:
         ValueError: not a matrix of int8, empty, or more than :data:`MAX_K` input features.
@@ -74,18 +91,14 @@ def pack_int8(weight: torch.Tensor) -> Int8Weight:
             f"weight must be int8 [n, k] and not empty, got {weight.dtype} {list(weight.shape)}; "
             "use weight_quant_matmul for other weights."
         )
-    n, k = weight.shape
-    _check_k(k)
-    sums = torch.zeros(packed_weight.blocks_of(n) * packed_weight.BLOCK, dtype=torch.int32)
-    sums[:n] = weight.sum(1, dtype=torch.int32)
-    return Int8Weight(packed_weight.pack_codes(weight, 8), sums, n, k)
+    _check_k(weight.shape[1])
 
 
 def quant_matmul(
     x: torch.Tensor,
     weight: Int8Weight,
     weight_scale: torch.Tensor,
-    x_scale: torch.Tensor,
+    x_scale: torch.Tensor | None = None,
     *,
     x_zero: torch.Tensor | None = None,
     quant_bias: torch.Tensor | None = None,
@@ -99,9 +112,9 @@ def quant_matmul(
 
     Args:
         x: int8 ``[m, k]``, last dimension contiguous.
-        weight: of :func:`pack_int8`.
+        weight: of :func:`pack_int8`; on an NPU of :func:`ops.npu.quantised_linear.pack_int8`.
         weight_scale: float32 ``[n]``.
-        x_scale: float32 ``[m]``, or ``[1]`` for all rows.
+        x_scale: float32 ``[m]``, or ``[1]`` for all rows; None: 1.
         x_zero: int32 ``[m]`` or ``[1]``: the code that stands for 0; None: 0.
         quant_bias: int32 ``[n]``, added before scaling; None: none.
         bias: ``[n]``, of type ``out_dtype`` or float32, added after scaling; None: none.
@@ -133,18 +146,20 @@ def _cpu(
     weight: torch.Tensor,
     column_sums: torch.Tensor,
     weight_scale: torch.Tensor,
-    x_scale: torch.Tensor,
+    x_scale: torch.Tensor | None,
     x_zero: torch.Tensor | None,
     quant_bias: torch.Tensor | None,
     bias: torch.Tensor | None,
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
+    if x_scale is None:
+        x_scale = _ONE
     tensors = (x, weight, column_sums, weight_scale, x_scale, x_zero, quant_bias, bias)
     signature = _signature(*tensors, out_dtype)
     kernel = operator.kernel(signature)
     if kernel is None:
         _check(*tensors, out_dtype)
-        request = Int8Request(out_dtype, weight_scale.shape[0], x.shape[1])
+        request = Int8Request(out_dtype, weight_scale.shape[0], x.shape[1], x_zero is not None)
         kernel = operator.load(signature, request)
     out = torch.empty((x.shape[0], weight_scale.shape[0]), dtype=out_dtype)
     if x.shape[0]:
@@ -224,7 +239,7 @@ def _fake(
     weight: torch.Tensor,
     column_sums: torch.Tensor,
     weight_scale: torch.Tensor,
-    x_scale: torch.Tensor,
+    x_scale: torch.Tensor | None,
     x_zero: torch.Tensor | None,
     quant_bias: torch.Tensor | None,
     bias: torch.Tensor | None,

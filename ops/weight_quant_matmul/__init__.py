@@ -100,7 +100,7 @@ def weight_quant_matmul(
 
     Args:
         x: float32, float16 or bfloat16 ``[m, k]``, last dimension contiguous.
-        packed: of :func:`pack`.
+        packed: of :func:`pack`; on an NPU of :func:`ops.npu.quantised_linear.pack_weight`.
         bias: ``[n]``, of the type of ``x`` or float32; None: none.
 
     Returns:

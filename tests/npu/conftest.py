@@ -12,6 +12,7 @@ import pytest
 import torch
 from engines import EngineProcess
 from npu_engines import CPU, NPUModels
+from quant_checkpoints import QuantisedModels
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +45,12 @@ def cpu() -> Iterator[EngineProcess]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> NPUModels:
     """Write tiny models by name."""
     return NPUModels(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def quantised(models: NPUModels, tmp_path_factory: pytest.TempPathFactory) -> QuantisedModels:
+    """Write tiny quantised checkpoints by name, of bfloat16 models."""
+    return QuantisedModels(tmp_path_factory.mktemp("quantised"), models)
 
 
 @pytest.fixture(scope="session")

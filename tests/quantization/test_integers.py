@@ -10,13 +10,18 @@ import pytest
 import torch
 from quant_checkpoints import QuantisedModels
 
-from ascend_plugin.quantization.execute import Operand, make_kernel, quantise_static
+from ascend_plugin.ops.static_quant import static_quant
+from ascend_plugin.quantization.execute import Operand, input_numbers, make_kernel
 from ascend_plugin.quantization.formats import describe
 from ascend_plugin.quantization.plan import Kernel
 from ascend_plugin.quantization.scheme import InputScheme
 from ascend_plugin.quantization.unpack import Codes, StaticInput
 
 K, N = 320, 96
+
+
+def quantise_static(x: torch.Tensor, static: StaticInput) -> torch.Tensor:
+    return static_quant(x, *input_numbers(static, torch.float32))
 
 
 def _operand(extreme: bool) -> Operand:

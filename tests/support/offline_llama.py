@@ -6,6 +6,7 @@ float64 but for the quantisation: K and V become what an int8 page would give ba
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class FakeCache:
 
 
 class OfflineLlama:
-    """A model written by ``write_tiny_llama`` with architecture llama or mistral."""
+    """A model of ``write_tiny_llama``: llama, mistral, qwen3 or qwen3_moe."""
 
     def __init__(self, path: str) -> None:
         self.config = json.loads((Path(path) / "config.json").read_text())
@@ -102,11 +103,27 @@ class OfflineLlama:
             layer = f"model.layers.{i}."
             x = x + self._attention(layer, self._norm(x, layer + "input_layernorm"), cache)
             y = self._norm(x, layer + "post_attention_layernorm")
-            gate, up = (y @ self.weights[f"{layer}mlp.{p}_proj.weight"].T for p in ("gate", "up"))
-            hidden = torch.nn.functional.silu(gate) * up
-            x = x + hidden @ self.weights[f"{layer}mlp.down_proj.weight"].T
+            x = x + self._mlp(f"{layer}mlp", y)
         x = self._norm(x, "model.norm")
         return (x @ self.weights["lm_head.weight"].T).log_softmax(-1)
+
+    def _mlp(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        router = self.weights.get(f"{name}.gate.weight")
+        if router is None:
+            return self._network(name, x)
+        probabilities = (x @ router.T).softmax(-1)
+        weights, experts = probabilities.topk(self.config["num_experts_per_tok"], -1)
+        weights = weights / weights.sum(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for token, choice in itertools.product(range(len(x)), range(experts.shape[1])):
+            expert = f"{name}.experts.{int(experts[token, choice])}"
+            row = self._network(expert, x[token : token + 1])[0]
+            out[token] += weights[token, choice] * row
+        return out
+
+    def _network(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        gate, up = (x @ self.weights[f"{name}.{part}_proj.weight"].T for part in ("gate", "up"))
+        return (torch.nn.functional.silu(gate) * up) @ self.weights[f"{name}.down_proj.weight"].T
 
     def keys_and_values(self, tokens: Sequence[int]) -> list[torch.Tensor]:
         """Return K and V of every layer, ``[2, tokens, kv_heads, head_dim]``, for calibration."""
@@ -131,6 +148,9 @@ class OfflineLlama:
             )
             for p in "qkv"
         )
+        if f"{layer}self_attn.q_norm.weight" in self.weights:
+            query = self._norm(query, f"{layer}self_attn.q_norm")
+            key = self._norm(key, f"{layer}self_attn.k_norm")
         key, value = cache(self._rotate(key), 0), cache(value, 1)
         groups = query.shape[1] // self.kv_heads
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

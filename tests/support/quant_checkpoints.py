@@ -460,15 +460,23 @@ RECIPES |= {
 }
 
 
+#: The float models that checkpoints are made from.
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"architecture": "llama", "head_dim": 64},
+    "qwen3_moe": {"architecture": "qwen3_moe", "intermediate": 64},
+}
+
+
 class QuantisedModels:
     """Writes checkpoints by name when they are first asked for."""
 
-    def __init__(self, folder: Path, float_model: Callable[[str], str]) -> None:
+    def __init__(self, folder: Path, float_model: Callable[..., str]) -> None:
         self._folder, self._float = folder, float_model
-        self._known: dict[str, Written] = {}
+        self._known: dict[tuple[str, str], Written] = {}
 
-    def __call__(self, name: str) -> Written:
-        if name not in self._known:
-            recipe = RECIPES[name]
-            self._known[name] = write(recipe, self._float("llama"), self._folder / name)
-        return self._known[name]
+    def __call__(self, name: str, model: str = "llama") -> Written:
+        if (name, model) not in self._known:
+            path = self._float(f"{model}-float", **MODELS[model])
+            folder = self._folder / (name if model == "llama" else f"{model}-{name}")
+            self._known[name, model] = write(RECIPES[name], path, folder)
+        return self._known[name, model]

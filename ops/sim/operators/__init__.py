@@ -9,6 +9,7 @@ from . import (
     activations,
     attention,
     elementwise,
+    grouped,
     indexing,
     kv_cache,
     matmul,
@@ -19,12 +20,14 @@ from . import (
     reductions,
     rotary,
     sampling,
+    weight_only,
 )
 
 __all__ = [
     "activations",
     "attention",
     "elementwise",
+    "grouped",
     "indexing",
     "kv_cache",
     "matmul",
@@ -35,4 +38,5 @@ __all__ = [
     "reductions",
     "rotary",
     "sampling",
+    "weight_only",
 ]

@@ -1,15 +1,11 @@
-"""Mixture of experts: gating, routing of rows to experts and back, products per expert."""
+"""Mixture of experts: gating, routing of rows to experts and back."""
 
 from __future__ import annotations
 
 import torch
 
 from ..table import operator, write
-from .matmul import product
-from .moe_checks import check_gating, check_grouped, check_routing, check_unpermute
-
-#: Meaning of ``group_list``: sums of the rows up to each expert, or rows of each.
-_CUMULATED, _COUNTED = 0, 1
+from .moe_checks import check_gating, check_routing, check_unpermute
 
 #: What aclnnMoeInitRoutingV3 reports about experts, and how it quantises.
 _TOKENS_COUNTED = 1
@@ -123,72 +119,3 @@ def _unpermute(
 def _expert_tokens(experts: torch.Tensor, count: int, out: torch.Tensor) -> None:
     """Return how many rows of the sorted list go to experts up to each one."""
     write(out, torch.bincount(experts.long(), minlength=count).cumsum(0))
-
-
-def _bounds(group_list: torch.Tensor, kind: int) -> list[int]:
-    if kind not in (_CUMULATED, _COUNTED):
-        raise NotImplementedError(f"group_list_type {kind} is not simulated; use 0 or 1")
-    sums = group_list if kind == _CUMULATED else group_list.cumsum(0)
-    return [int(each) for each in sums.tolist()]
-
-
-def _given(tensors: list[torch.Tensor] | None) -> list[torch.Tensor]:
-    return [each for each in tensors or [] if each is not None and each.numel()]
-
-
-@operator("aclnnGroupedMatmulV5", "LLLLLLLLTLLLiiiiALLL", check=check_grouped)
-def _grouped_matmul(
-    x: list[torch.Tensor],
-    weights: list[torch.Tensor],
-    bias: list[torch.Tensor] | None,
-    scale: list[torch.Tensor] | None,
-    offset: list[torch.Tensor] | None,
-    antiquant_scale: list[torch.Tensor] | None,
-    antiquant_offset: list[torch.Tensor] | None,
-    token_scale: list[torch.Tensor] | None,
-    group_list: torch.Tensor,
-    activation: list[torch.Tensor] | None,
-    activation_scale: list[torch.Tensor] | None,
-    activation_offset: list[torch.Tensor] | None,
-    _split_item: int,
-    group_type: int,
-    list_type: int,
-    act_type: int,
-    _tuning: list[int] | None,
-    out: list[torch.Tensor],
-    _act_out: list[torch.Tensor] | None,
-    _dynamic_scale: list[torch.Tensor] | None,
-) -> None:
-    """Multiply runs of rows ``[rows, K]`` by a weight each, ``[experts, K, N]`` or a list."""
-    unknown = (offset, antiquant_scale, antiquant_offset, activation, activation_scale)
-    if any(_given(each) for each in (*unknown, activation_offset)) or act_type or group_type != 0:
-        raise NotImplementedError(
-            "grouped products with offsets, weight-only quantisation, activations, or group types "
-            f"other than 0 (rows) are not simulated (group_type {group_type}, act_type {act_type})"
-        )
-    matrices = list(weights[0]) if len(weights) == 1 and weights[0].dim() == 3 else weights
-    scales, added = _rows_of(scale, len(matrices)), _rows_of(bias, len(matrices))
-    start, tokens = 0, _given(token_scale)
-    for expert, end in enumerate(_bounds(group_list, list_type)):
-        if end > start:
-            result = _expert_product(x[0][start:end], matrices[expert])
-            if scales:
-                result = result * scales[expert].float()
-            if tokens:
-                result = result * tokens[0][start:end, None]
-            if added:
-                result = result + added[expert].float()
-            write(out[0][start:end], result)
-        start = max(start, end)
-
-
-def _rows_of(tensors: list[torch.Tensor] | None, count: int) -> list[torch.Tensor]:
-    """Return one tensor per expert, from a list or from one tensor ``[experts, …]``."""
-    given = _given(tensors)
-    return list(given[0]) if len(given) == 1 and count > 1 else given
-
-
-def _expert_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    if rows.dtype == torch.int8:
-        return torch.matmul(rows.double(), weight.double()).float()  # exact
-    return product(rows, weight)

@@ -6,22 +6,18 @@ from typing import Any
 
 import torch
 
-from ..arguments import FractalTensor
-from ..constraints import ConstraintError, require, require_contiguous, require_dtype
+from ..constraints import require, require_dtype
 
 _DOCS = "docs/zh/custom_APIs/torch_npu/torch_npu-npu_"
 _GATING = f"{_DOCS}moe_gating_top_k_softmax.md"
 _ROUTING = f"{_DOCS}moe_init_routing_v2.md"
 _UNPERMUTE = f"{_DOCS}moe_token_unpermute.md"
-_GROUPED = f"{_DOCS}grouped_matmul.md"
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-_MAX_K, _MAX_CHOICES, _MAX_EXPERTS, _INNER_LIMIT = 1024, 512, 10240, 65536
-_MAX_MATRICES = 128
+_MAX_K, _MAX_CHOICES, _MAX_EXPERTS = 1024, 512, 10240
 
 #: ``expert_tokens_num_type``: rows of each expert, or pairs of expert and rows.
 _TOKENS_TYPES = (1, 2)
-_COUNTED = 1
 
 
 def check_gating(logits: torch.Tensor, _finished: Any, k: int, *_: Any) -> None:
@@ -68,34 +64,4 @@ def check_unpermute(permuted: torch.Tensor, places: torch.Tensor, probs: Any, *_
         choices = probs.shape[1]
         require(
             choices <= _MAX_CHOICES, f"{choices} of a token; at most {_MAX_CHOICES}", _UNPERMUTE
-        )
-
-
-def check_grouped(x: list[torch.Tensor], weights: list[torch.Tensor], *rest: Any) -> None:
-    """Check aclnnGroupedMatmulV5."""
-    bias, group_list, list_type = rest[0], rest[6], rest[12]
-    require(
-        len(x) <= _MAX_MATRICES and len(weights) <= _MAX_MATRICES,
-        f"{len(x)} x and {len(weights)} weights; at most {_MAX_MATRICES} each",
-        _GROUPED,
-    )
-    for name, tensors in (("x", x), ("weight", weights)):
-        for each in tensors:
-            _check_inner(name, each)
-    require_contiguous(_GROUPED, **{f"x[{i}]": each for i, each in enumerate(x)})
-    if group_list is not None:
-        require_dtype(_GROUPED, (torch.int64,), group_list=group_list)
-        if list_type == _COUNTED:
-            require(group_list.numel() != 1, "a group_list of counts must not be of one", _GROUPED)
-    for each in bias or []:
-        if each is not None and each.numel() and x[0].dtype == torch.bfloat16:
-            require_dtype(_GROUPED, (torch.float32,), bias=each)
-
-
-def _check_inner(name: str, tensor: torch.Tensor | FractalTensor) -> None:
-    """Refuse a last dimension (the one before it of a transposed tensor) beyond the limit."""
-    if tensor.shape and tensor.shape[-1] >= _INNER_LIMIT:
-        raise ConstraintError(
-            f"{name} {tuple(tensor.shape)}: the inner dimension must be below {_INNER_LIMIT}",
-            _GROUPED,
         )

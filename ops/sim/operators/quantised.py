@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..constraints import AnyTensor, ConstraintError, require_dtype
+from ..constraints import AnyTensor, ConstraintError, require, require_dtype
 from ..table import operator, write
 
 _DYNAMIC_QUANT = "docs/zh/custom_APIs/torch_npu/torch_npu-npu_dynamic_quant.md"
@@ -18,6 +18,9 @@ _SCALE_TYPES = {
     (torch.float16, True): (torch.float32,),
 }
 _MAX_COLUMNS = 65535
+
+#: Of biases beside a bfloat16 result, or beside a float16 one with pertoken_scale.
+_BIAS_TYPES = (torch.int32, torch.bfloat16, torch.float32)
 
 _MAX = 127
 _MIN = -128
@@ -98,6 +101,13 @@ def _check_ascend_quant(
             f"scales {tuple(scales.shape)} must be one, or one per column of {tuple(x.shape)}",
             _QUANTIZE,
         )
+    if offset is not None and offset.numel():
+        require(
+            offset.dtype == scales.dtype and offset.shape == scales.shape,
+            f"zero_points {tuple(offset.shape)} {offset.dtype} must be like scales "
+            f"{tuple(scales.shape)} {scales.dtype}",
+            _QUANTIZE,
+        )
 
 
 @operator("aclnnAscendQuantV3", "TTTbceiT", check=_check_ascend_quant)
@@ -158,6 +168,17 @@ def _check_quant_matmul(
             f"{out.dtype}; allowed: {', '.join(map(str, scales)) or 'no such result'}",
             _QUANT_MATMUL,
         )
+    bias = rest[4]
+    if isinstance(bias, torch.Tensor) and bias.numel():
+        require_dtype(_QUANT_MATMUL, _BIAS_TYPES, bias=bias)
+    if isinstance(x1_scale, torch.Tensor) and per_token:
+        require_dtype(_QUANT_MATMUL, (torch.float32,), pertoken_scale=x1_scale)
+        require(
+            tuple(x1_scale.shape) == (x1.shape[-2],),
+            f"pertoken_scale {tuple(x1_scale.shape)} must be one per row of {tuple(x1.shape)}",
+            _QUANT_MATMUL,
+        )
+    require(x1.numel() > 0, f"x1 {tuple(x1.shape)} must not be empty", _QUANT_MATMUL)
 
 
 def _quant_matmul(
@@ -194,37 +215,3 @@ def _quant_matmul(
 
 for _name in ("QuantMatmulV5", "QuantMatmulWeightNz"):
     operator(f"aclnn{_name}", "TTTTTTTTTbbiT", check=_check_quant_matmul)(_quant_matmul)
-
-
-@operator("aclnnWeightQuantBatchMatmulV2", "TTTTTTTiT")
-def _weight_quant_matmul(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None,
-    quant_scale: torch.Tensor | None,
-    quant_offset: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    group_size: int,
-    out: torch.Tensor,
-) -> None:
-    """Multiply ``[tokens, K]`` by int8 ``[K, N]`` with scales ``[N]``, or per group of rows."""
-    if any(each is not None and each.numel() for each in (quant_scale, quant_offset)):
-        raise NotImplementedError("a quantised result is not simulated")
-    if weight.dtype != torch.int8:
-        raise NotImplementedError(f"weights of {weight.dtype} are not simulated; use int8")
-    wide = weight.float()
-    if offset is not None and offset.numel():
-        wide = wide + _per_row(offset, weight, group_size)
-    result = x.float() @ (wide * _per_row(scale, weight, group_size))
-    if bias is not None and bias.numel():
-        result = result + bias.float()
-    write(out, result)
-
-
-def _per_row(values: torch.Tensor, weight: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Return ``values`` as float32 that broadcast against ``[K, N]``."""
-    wide = values.float()
-    if group_size:
-        return wide.repeat_interleave(group_size, 0)[: weight.shape[0]]
-    return wide.reshape(1, -1)

@@ -51,6 +51,19 @@ def test_table(run_cli, quantised: QuantisedModels) -> None:
     assert "ignored by the recipe" in line
 
 
+def test_for_an_npu(run_cli, quantised: QuantisedModels) -> None:
+    """Experts too, and what the device would refuse."""
+    done = run_cli("inspect", quantised("gptq-desc-act", "qwen3_moe").path, "--device", "npu")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert " on an NPU" in lines[0]
+    (line,) = [line for line in lines if "experts.*.up_proj" in line]
+    assert " 16 " in line
+    assert "not served on an NPU: groups in the order of activations" in line
+    (line,) = [line for line in lines if "self_attn.q_proj" in line]
+    assert "npu_weight_quant_batchmatmul" in line
+
+
 def test_every_module(run_cli, quantised: QuantisedModels) -> None:
     done = run_cli("inspect", quantised("compressed-w4a16-group").path, "--all")
     assert done.stdout.count("self_attn.q_proj") == 2

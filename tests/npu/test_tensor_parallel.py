@@ -9,7 +9,9 @@ from dataclasses import replace
 import pytest
 from engines import EngineProcess
 from npu_engines import NPUModels, assert_near, settings
+from offline_llama import FakeCache, worst_difference
 from prompts import tokens
+from quant_checkpoints import QuantisedModels
 
 from ascend_plugin.ops.sim.options import OPTIONS_VARIABLE, SimulatorOptions
 
@@ -44,3 +46,23 @@ def test_tokens_are_those_of_one_device(
     two = pair.run(settings(model, "full", tensor_parallel_size=2), RUN)
     assert_near(one.outputs(), two.outputs())
     assert "MultiprocExecutor" in two.made_of["executor"]
+
+
+#: The largest difference of logprobs from the float64 model that a checkpoint means: inputs of
+#: rows that are split are quantised per process.
+OFF = 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("modelslim-mixed", "llama"), ("compressed-w4a16-group", "qwen3_moe")],
+)
+def test_quantised_weights(
+    pair: EngineProcess, quantised: QuantisedModels, name: str, architecture: str
+) -> None:
+    """Rows and columns of integers, and of experts, on two devices make the model."""
+    written = quantised(name, architecture)
+    two = pair.run(settings(written.path, "full", tensor_parallel_size=2), RUN)
+    caches = [FakeCache()] * written.offline.layers
+    for prompt, output in zip(RUN["prompts"], two.outputs(), strict=True):
+        assert worst_difference(written.offline, caches, prompt, output) < OFF

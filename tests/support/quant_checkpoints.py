@@ -175,7 +175,7 @@ def compressed_config(
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "kv_cache_scheme": None,
-        "ignore": ["lm_head"],
+        "ignore": ["lm_head", "re:.*mlp[.]gate$"],
         "version": "0.19.0",
         "sparsity_config": {},
         "transform_config": {},

@@ -2,8 +2,8 @@
 
 ``formats`` describe a checkpoint (:class:`scheme.Checkpoint`) from its headers and configuration,
 and refuse what does not fit; ``unpack`` turns its tensors into integers; ``shards`` takes a
-process' part; ``plan`` and ``execute`` choose, repack and multiply, the two places that know
-the device; ``config`` and ``linear`` are vLLM's side.
+process' part; ``plan``, ``execute`` and ``execute_npu`` choose, repack and multiply, the places
+that know the device; ``runs`` joins parts; ``config``, ``linear`` and ``experts`` are vLLM's side.
 """
 
 from __future__ import annotations

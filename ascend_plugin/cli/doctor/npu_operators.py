@@ -28,6 +28,8 @@ _FIXED = {
     "SwiGLU": ("npu_swiglu",),
     "rotary embedding": ("npu_mrope",),
     "weights in NZ order": ("npu_format_cast",),
+    "int8 weights and inputs": ("npu_quantize", "npu_dynamic_quant", "npu_quant_matmul"),
+    "int8 and int4 weights": ("npu_weight_quant_batchmatmul",),
     "mixture of experts": (
         "npu_moe_init_routing_v2",
         "npu_grouped_matmul",

@@ -67,17 +67,28 @@ def _grouped_matmul(
             if factors:
                 matrix = _multiplied_out(matrix, factors[expert], points[expert], x[0].dtype)
             result = _expert_product(x[0][start:end], matrix)
-            integers = added and added[expert].dtype == torch.int32
-            if integers:
-                result = result + added[expert].float()
-            if scales:
-                result = result * scales[expert].float()
-            if tokens:
-                result = result * tokens[0][start:end, None]
-            if added and not integers:
-                result = result + added[expert].float()
+            bias_here = added[expert] if added else None
+            rows = tokens[0][start:end] if tokens else None
+            result = _scaled(result, bias_here, scales[expert] if scales else None, rows)
             write(out[0][start:end], result)
         start = max(start, end)
+
+
+def _scaled(
+    product: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    rows: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the product with its scales; integers are added before them, floats after."""
+    before = bias is not None and bias.dtype == torch.int32
+    if bias is not None and before:
+        product = product + bias.float()
+    if scale is not None:
+        product = product * scale.float()
+    if rows is not None:
+        product = product * rows[:, None]
+    return product if bias is None or before else product + bias.float()
 
 
 def _multiplied_out(

@@ -124,6 +124,24 @@ print((ones @ ones).sum().item(), torch.addmm(bias, ones, ones).sum().item(), on
     assert [float(each) for each in found] == [product, product and product + 4, 4.0]
 
 
+def test_products_of_integers_may_be_left_out():
+    code = """
+import torch, torch_npu
+codes, x = torch.ones(2, 64, 32, dtype=torch.int8).npu(), torch.ones(5, 64).bfloat16().npu()
+scale = torch.ones(2, 32).bfloat16().npu()
+split = {"group_list": torch.tensor([2, 3]).npu(), "group_type": 0, "group_list_type": 1}
+factors = {"antiquant_scale": [scale], "antiquant_offset": [scale]}
+found = [
+    torch_npu.npu_quant_matmul(x.to(torch.int8), codes[0], scale[0], output_dtype=torch.bfloat16),
+    torch_npu.npu_weight_quant_batchmatmul(x, codes[0], scale[0]),
+    torch_npu.npu_grouped_matmul([x], [codes], split_item=2, **factors, **split)[0],
+]
+print([each.sum().item() for each in found])
+"""
+    found = sim("run", "--no-products", "--", sys.executable, "-c", code)
+    assert found.stdout.splitlines()[-1] == "[0.0, 0.0, 0.0]"
+
+
 def test_run_leaves_the_log_level_of_vllm_to_the_user():
     code = "import os; print(os.environ.get('VLLM_LOGGING_LEVEL'))"
     assert sim("run", "--", sys.executable, "-c", code).stdout.strip() == "None"

@@ -114,14 +114,31 @@ def _expert_product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return product(rows, weight)
 
 
-operator("aclnnGroupedMatmulV5", "LLLLLLLLTLLLiiiiALLL", check=check_grouped)(_grouped_matmul)
+def _zero_results(*args: Any) -> None:
+    """Clear the results, the third argument from the end, instead of computing them."""
+    for each in args[-3]:
+        each.zero_()
+
+
+_register = operator(
+    "aclnnGroupedMatmulV5",
+    "LLLLLLLLTLLLiiiiALLL",
+    check=check_grouped,
+    uncomputed=_zero_results,
+)
+_register(_grouped_matmul)
 
 
 def _check_in_nz_order(*args: Any) -> None:
     check_grouped(*args[:17], *args[18:])
 
 
-@operator("aclnnGroupedMatmulWeightNz", "LLLLLLLLTLLLiiiiAiLLL", check=_check_in_nz_order)
+@operator(
+    "aclnnGroupedMatmulWeightNz",
+    "LLLLLLLLTLLLiiiiAiLLL",
+    check=_check_in_nz_order,
+    uncomputed=_zero_results,
+)
 def _grouped_matmul_in_nz_order(*args: Any) -> None:
     """Multiply by weights in NZ order; ``quantGroupSize`` is for int4 beside int8."""
     if args[17]:

@@ -33,6 +33,11 @@ def _zero_product(_left: Any, _right: Any, out: torch.Tensor, _math: int) -> Non
     out.zero_()
 
 
+def zero_result(*args: Any) -> None:
+    """Clear the result of an operator whose last argument it is: what is not computed is zero."""
+    args[-1].zero_()
+
+
 for _name in ("Mm", "Matmul", "MatmulWeightNz", "BatchMatMul", "Mv"):
     operator(f"aclnn{_name}", "TTTh", uncomputed=_zero_product)(_matmul)
 

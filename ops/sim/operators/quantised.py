@@ -6,6 +6,7 @@ import torch
 
 from ..constraints import AnyTensor, ConstraintError, require, require_dtype
 from ..table import operator, write
+from .matmul import zero_result
 
 _DYNAMIC_QUANT = "docs/zh/custom_APIs/torch_npu/torch_npu-npu_dynamic_quant.md"
 _QUANT_MATMUL = "docs/zh/custom_APIs/torch_npu/torch_npu-npu_quant_matmul.md"
@@ -214,4 +215,7 @@ def _quant_matmul(
 
 
 for _name in ("QuantMatmulV5", "QuantMatmulWeightNz"):
-    operator(f"aclnn{_name}", "TTTTTTTTTbbiT", check=_check_quant_matmul)(_quant_matmul)
+    _register = operator(
+        f"aclnn{_name}", "TTTTTTTTTbbiT", check=_check_quant_matmul, uncomputed=zero_result
+    )
+    _register(_quant_matmul)

@@ -7,6 +7,7 @@ import torch
 from ..arguments import FractalTensor
 from ..constraints import AnyTensor, require, require_dtype
 from ..table import operator, write
+from .matmul import zero_result
 
 _DOCS = "docs/zh/custom_APIs/torch_npu/torch_npu-npu_weight_quant_batchmatmul.md"
 
@@ -98,7 +99,7 @@ def _check_groups(k: int, group_size: int) -> int | None:
     return -(-k // group_size)
 
 
-@operator("aclnnWeightQuantBatchMatmulV2", "TTTTTTTiT", check=_check)
+@operator("aclnnWeightQuantBatchMatmulV2", "TTTTTTTiT", check=_check, uncomputed=zero_result)
 def _weight_quant_matmul(
     x: torch.Tensor,
     weight: torch.Tensor,

@@ -1,4 +1,4 @@
-"""``ascend-plugin eval``: what a quantised KV cache costs in accuracy."""
+"""``ascend-plugin eval``: what quantised weights and caches cost in accuracy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from ascend_plugin.bench import machine
 from ascend_plugin.cli import kv_options as options
+from ascend_plugin.cli import weight_options
 from ascend_plugin.cli.output import clean_stdout, table_console, write_json
 from ascend_plugin.cli.progress import progress_bar
 from ascend_plugin.kv_eval.checks import check_positive, check_threshold, use_threads
@@ -97,6 +98,53 @@ def kv_synthetic(
             from ascend_plugin.cli.kv_tables import synthetic_table
 
             table_console(stdout).print(synthetic_table(rows))
+
+
+@app.command()
+def weights(
+    models: weight_options.Models,
+    text: options.Texts,
+    tokens: options.EvalTokens = 16384,
+    context: options.Context = 2048,
+    dtype: weight_options.EvalDtype = "float32",
+    threads: options.Threads = None,
+    plot: options.Plot = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Compare quantised checkpoints with the float model: predictions, size, error per layer.
+
+    Computes what the checkpoints mean, in transformers: the same on every device.
+    """
+    check_positive("--tokens", tokens)
+    if plot:
+        from ascend_plugin.bench.attention.plot import check_plot_path
+
+        check_plot_path(plot)
+    from ascend_plugin.kv_eval.text import read_texts
+
+    texts = read_texts(text)
+    load = machine.load_average()
+    with clean_stdout() as stdout:
+        used = use_threads(threads)
+        from ascend_plugin.weight_tools.evaluate import WeightRequest, evaluate_weights
+
+        base, *checkpoints = models
+        request = WeightRequest(base, checkpoints, texts, tokens, context, dtype)
+        with progress_bar() as report:
+            outcome = evaluate_weights(request, report)
+        meta = machine.describe(used, None, load) | outcome.method
+        if plot:
+            from ascend_plugin.weight_tools.plot import plot as draw
+
+            title = f"{meta['model']}, {meta['tokens']} tokens"
+            draw(outcome.rows, outcome.layers, title, plot)
+        if as_json:
+            layers = [asdict(row) for row in outcome.layers]
+            write_json(stdout, [asdict(row) for row in outcome.rows], meta | {"layers": layers})
+        else:
+            from ascend_plugin.cli.weight_tables import weight_table
+
+            table_console(stdout).print(weight_table(outcome.rows, meta))
 
 
 def _isa() -> str | None:

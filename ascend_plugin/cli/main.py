@@ -14,6 +14,7 @@ from ascend_plugin.cli.calibrate import app as calibrate_app
 from ascend_plugin.cli.doctor.command import doctor
 from ascend_plugin.cli.evaluate import app as eval_app
 from ascend_plugin.cli.inspect import inspect
+from ascend_plugin.cli.quantize import convert, quantize
 from ascend_plugin.cli.sim import app as sim_app
 from ascend_plugin.model.cli import app as model_app
 
@@ -31,6 +32,8 @@ app.add_typer(eval_app, name="eval")
 app.add_typer(sim_app, name="sim")
 app.command()(doctor)
 app.command()(inspect)
+app.command()(quantize)
+app.command()(convert)
 
 
 def _print_version(wanted: bool) -> None:

@@ -37,11 +37,10 @@ class CausalModel:
             KVEvalError: it is no model that can be evaluated.
         """
         self.name = path.resolve().name
-        self._model, self.tokenizer = _load(path, dtype)
+        self._model, self.tokenizer = load_causal_model(path, dtype)
         self.digest = model_digest(path)
         self.dtype: torch.dtype = self._model.dtype
         _route(self._model)
-        _widen_head(self._model)
         self.layers = self._find_layers()
 
     def check_context(self, context: int) -> None:
@@ -50,12 +49,7 @@ class CausalModel:
         Raises:
             KVEvalError: too long or too short.
         """
-        longest = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        if context < 2 or (longest is not None and context > longest):
-            raise KVEvalError(
-                f"--context {context} is not possible with {self.name}; allowed are 2 to "
-                f"{longest or 'any number'}."
-            )
+        check_context(self._model, self.name, context)
 
     def logits(self, ids: torch.Tensor, hook: routing.Hook) -> torch.Tensor:
         """Run one sequence.
@@ -93,6 +87,25 @@ class CausalModel:
         return dict(sorted(found.items()))
 
 
+def check_context(model: Any, name: str, context: int) -> None:
+    """Refuse windows that a model was not made for.
+
+    Args:
+        model: of transformers.
+        name: of it, for the message.
+        context: tokens of a window.
+
+    Raises:
+        KVEvalError: too long or too short.
+    """
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context < 2 or (longest is not None and context > longest):
+        raise KVEvalError(
+            f"--context {context} is not possible with {name}; allowed are 2 to "
+            f"{longest or 'any number'}."
+        )
+
+
 def model_digest(path: Path) -> str:
     """Return a digest of a model's folder: small files whole, large ones in samples."""
     state = hashlib.sha256()
@@ -111,8 +124,16 @@ def model_digest(path: Path) -> str:
     return state.hexdigest()
 
 
-def _load(path: Path, dtype: str) -> tuple[Any, Any]:
-    """Return model and tokenizer of a folder."""
+def load_causal_model(path: Path, dtype: str) -> tuple[Any, Any]:
+    """Return model and tokenizer of a folder; the last projection computes in float32.
+
+    Args:
+        path: of a Hugging Face checkpoint.
+        dtype: one of ``DTYPES``.
+
+    Raises:
+        KVEvalError: it is no model that can be evaluated.
+    """
     if dtype not in DTYPES:
         raise KVEvalError(f"--dtype {dtype} is unknown; use one of {', '.join(DTYPES)}.")
     if not (path / "config.json").is_file():
@@ -134,6 +155,7 @@ def _load(path: Path, dtype: str) -> tuple[Any, Any]:
         raise KVEvalError(
             f"{path} cannot be loaded as a causal language model with a tokenizer: {reason}"
         ) from error
+    widen_head(model)
     return model.eval(), tokenizer
 
 
@@ -149,8 +171,8 @@ def _route(model: Any) -> None:
     model.set_attn_implementation(routing.NAME)
 
 
-def _widen_head(model: Any) -> None:
-    """Compute the last projection in float32."""
+def widen_head(model: Any) -> None:
+    """Compute a model's last projection in float32."""
     head = model.get_output_embeddings()
     if head is None or not hasattr(head, "weight"):
         return

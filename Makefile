@@ -18,7 +18,12 @@ INSTALL = $(PYTHON) tools/install.py --device $(DEVICE)
 CPP_FILES = $(shell find ops -type f \( -name '*.cpp' -o -name '*.h' \))
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-npu test-ascendc-full test-ascendc-mutants lint format clean python
+# What `make checkpoints` makes of SmolLM2: with every tool.
+RECIPES ?= w8a8-rtn w8a8-smoothquant-gptq w8a8-static w8a8-kv8 w4a16-gptq-g64 w4a16-awq-g64 \
+	w4a16-awq-gptq-g64 w4a16-spinquant-g64 w4a16-quip-g64 w4a8-gptq modelslim-w8a8 \
+	modelslim-w8a8-dynamic gptqmodel-w4-g64 auto-round-w4-g64
+
+.PHONY: help install serve test checkpoints test-npu test-ascendc-full test-ascendc-mutants lint format clean python
 
 help: ## show this help
 	@echo "ascend-plugin: a vLLM platform plugin for Ascend NPUs with a CPU fallback"
@@ -42,6 +47,19 @@ test: lint ## install the test tools, lint, fetch the small model, and run every
 	  $(BIN)/coverage run -m pytest -n $(WORKERS) $(SIM_PYTEST_ARGS) tests/sim tests/npu
 	@$(BIN)/coverage combine -q
 	@$(BIN)/python tools/npu_call_sites.py
+
+# Not in CI: hours, gigabytes of environments. Safe to repeat; what is made is kept.
+checkpoints: python ## quantise SmolLM2 with every tool, test the checkpoints and judge them
+	@$(INSTALL) --extras model,plot,test
+	@$(BIN)/ascend-plugin model smollm2 models/smollm2
+	@test -f models/text/prepared.json || $(PYTHON) tools/prepare_text.py models/text
+	@mkdir -p models/quantised
+	@for recipe in $(RECIPES); do test -d models/quantised/$$recipe || \
+	  $(BIN)/ascend-plugin quantize models/smollm2 --recipe $$recipe \
+	  --text models/text/calibrate.txt -o models/quantised/$$recipe || exit 1; done
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/quantization/test_smollm2_checkpoints.py
+	@$(BIN)/ascend-plugin eval weights models/smollm2 $(addprefix models/quantised/,$(RECIPES)) \
+	  --text models/text/evaluate.txt
 
 test-npu: python ## run the device tests on this machine's NPUs
 	@$(INSTALL) --extras test

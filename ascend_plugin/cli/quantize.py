@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from ascend_plugin.cli import weight_options as options
 from ascend_plugin.cli.kv_options import Model
 from ascend_plugin.cli.output import clean_stdout
@@ -28,6 +30,8 @@ def quantize(
 
     chosen = load_recipe(recipe, ignore or ())
     texts = read_texts(text or ())
+    # Service managers send SIGTERM: end as for Ctrl-C, and take the running tool along.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     request = QuantiseRequest(model, chosen, recipe.stem, texts, output, format, restart)
     with clean_stdout() as stdout:
         with progress_bar() as report:

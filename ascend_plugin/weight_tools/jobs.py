@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,13 +56,14 @@ def run_worker(
             errors="replace",
             cwd=folder,
             env=isolated() | offline | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
         )
         try:
             _listen(process, log, title, report)
         finally:
-            # Ctrl-C: the worker does not outlive the command.
+            # Ctrl-C: neither the worker nor what it started outlives the command.
             if process.poll() is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     if process.returncode != 0:
         raise WeightToolError(

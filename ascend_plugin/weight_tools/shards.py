@@ -35,7 +35,7 @@ class ShardWriter:
         if self._held or not self._files:
             self._flush()
         count = len(self._files)
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for i, names in enumerate(self._files):
             final = f"{self._stem}-{i + 1:05d}-of-{count:05d}.safetensors"
             self._part(i).rename(self._folder / final)

@@ -31,7 +31,9 @@ def main() -> None:
 
     rows = load_file(job["tokens"])["input_ids"]  # [windows, context]
     batches = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in rows]
-    exclusions = {f"-:{name}": {} for name in job["ignore"] if name != "lm_head"}
+    exclusions: dict[str, dict[str, int]] = {
+        f"-:{name}": {} for name in job["ignore"] if name != "lm_head"
+    }
     config = QuantizeConfig(**job["arguments"], dynamic=exclusions or None)
     model = GPTQModel.load(job["model"], config, device="cpu")
     report("quantising", 0, 1)

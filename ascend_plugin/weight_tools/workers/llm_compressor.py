@@ -108,7 +108,7 @@ def batches(path: str) -> Any:
     from torch.utils.data import DataLoader
 
     ids = load_file(path)["input_ids"]
-    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
+    rows: Any = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
     return DataLoader(rows, batch_size=1)
 
 

@@ -134,12 +134,9 @@ def load_meaning(folder: Path, dtype: torch.dtype) -> tuple[Any, Checkpoint]:
 def _linear(checkpoint: Checkpoint, about: ModuleScheme, dtype: torch.dtype) -> torch.nn.Module:
     if about.quantised:
         return MeantLinear(read_module(checkpoint, about), checkpoint, dtype)
-    weight = checkpoint.index.read(about.tensors["weight"].name)
-    bias = about.tensors.get("bias")
+    parts = {role: checkpoint.index.read(info.name) for role, info in about.tensors.items()}
     whole = torch.ones(about.n, 1)
-    plain = PortableModule(
-        about, weight, whole, None, None, None, bias and checkpoint.index.read(bias.name)
-    )
+    plain = PortableModule(about, parts["weight"], whole, None, None, None, parts.get("bias"))
     return MeantLinear(plain, checkpoint, dtype)
 
 

@@ -63,14 +63,14 @@ class Written:
     float_path: str
 
 
-class _FakeLinear:
+class FakeLinear:
     """A weight of the offline model whose input is quantised first."""
 
     def __init__(self, weight: torch.Tensor, fake: Fake) -> None:
         self._weight, self._fake = weight, fake
 
     @property
-    def T(self) -> _FakeLinear:
+    def T(self) -> FakeLinear:
         return self
 
     @classmethod
@@ -137,7 +137,7 @@ def _offline(path: str, made: dict[str, Made]) -> OfflineLlama:
     for module, about in made.items():
         offline.weights[f"{module}.weight"] = about.weight
         if about.fake is not None:
-            offline.weights[f"{module}.weight"] = _FakeLinear(about.weight, about.fake)
+            offline.weights[f"{module}.weight"] = FakeLinear(about.weight, about.fake)
     return offline
 
 

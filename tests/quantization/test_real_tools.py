@@ -1,0 +1,95 @@
+"""Checkpoints that llm-compressor, msmodelslim, gptqmodel and auto-round really wrote.
+
+Weights and engines against a model in float64 whose weights other code read from the same files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from engines import EngineProcess
+from offline_llama import FakeCache, OfflineLlama, worst_difference
+from quant_checkpoints import FakeLinear
+from quant_oracle import Meant, read_meaning
+from real_checkpoints import NAMES, checkpoint, write_base
+from tiny_engines import settings
+
+from ascend_plugin.quantization.formats import describe
+from ascend_plugin.weight_tools.meaning import dequantise
+from ascend_plugin.weight_tools.portable import read_module
+
+PROMPTS = [[(7 * i * i + seed) % 29 + 3 for i in range(n)] for seed, n in enumerate((5, 40, 129))]
+RUN = {"prompts": PROMPTS, "max_tokens": 8}
+
+#: What the plugin must say that it runs, by the beginning of a name.
+RUNS_AS = {
+    "lc-w8a8-dynamic": "W8A8_DYNAMIC",
+    "lc-w8a8-static": "W8A8",
+    "lc-w4": "W4A16",
+    "ms-w8a8-c8": "W8A8",
+    "ms-w8a8-dynamic": "W8A8_DYNAMIC",
+    "ms-w8a16": "W8A16",
+    "ms-w4a8": "W4A16",
+    "gm-": "W4A16",
+    "ar-": "W4A16",
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float model that all were made from."""
+    folder = tmp_path_factory.mktemp("base") / "float"
+    write_base(folder)
+    return folder
+
+
+def offline(base: Path, meant: Meant) -> tuple[OfflineLlama, list[FakeCache]]:
+    """Return the model that a checkpoint means, and what its KV cache does."""
+    model = OfflineLlama(str(base))
+    assert model.weights.keys() == meant.weights.keys()
+    model.weights |= meant.weights
+    for module, fake in meant.fakes.items():
+        model.weights[f"{module}.weight"] = FakeLinear(meant.weights[f"{module}.weight"], fake)
+    caches = [
+        FakeCache("c8s", meant.kv_scales[i]) if i in meant.kv_scales else FakeCache()
+        for i in range(model.layers)
+    ]
+    return model, caches
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights(name: str) -> None:
+    """The readers' codes, zero points and scales are the oracle's weights."""
+    found = describe(checkpoint(name))
+    assert found is not None
+    meant = read_meaning(checkpoint(name))
+    quantised = [module for module in found.modules.values() if module.quantised]
+    assert len(quantised) == 14
+    for about in quantised:
+        weight = dequantise(read_module(found, about)).double()
+        wanted = meant.weights[f"{about.name}.weight"]
+        assert weight.shape == wanted.shape
+        if about.rotations:
+            # Rotations keep lengths.
+            weight, wanted = weight.norm(dim=1), wanted.norm(dim=1)
+        torch.testing.assert_close(weight, wanted, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_and_logprobs(plugin: EngineProcess, base: Path, name: str) -> None:
+    meant = read_meaning(checkpoint(name))
+    model, caches = offline(base, meant)
+    answer = plugin.run(settings(str(checkpoint(name)), max_model_len=512), RUN)
+    runs_as = next(said for start, said in RUNS_AS.items() if name.startswith(start))
+    assert f"runs as {runs_as} with" in answer.log
+    expected = "torch.int8" if meant.kv_scales else "torch.float32"
+    assert answer.made_of["dtypes"] == [expected]
+    assert list(answer.counters) == (["c8s"] if meant.kv_scales else [])
+    # Codes of inputs and of the cache turn into their neighbours by a last bit.
+    tolerance = 0.05 if meant.fakes or meant.kv_scales else 2e-3
+    for prompt, output in zip(PROMPTS, answer.outputs(), strict=True):
+        off = worst_difference(model, caches, prompt, output)
+        assert off < tolerance, f"{len(prompt)} tokens of prompt: off by {off}"

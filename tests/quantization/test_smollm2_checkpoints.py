@@ -35,8 +35,9 @@ def test_answer_and_logprobs(plugin: EngineProcess, folder: Path) -> None:
         "max_model_len": 512,
         "kv_cache_memory_bytes": 1 << 28,
     }
-    (output,) = plugin.run(engine, {"prompts": [list(prompt)], "max_tokens": 8}).outputs()
-    assert "Paris" in tokenizer.decode(output.tokens)
+    (output,) = plugin.run(engine, {"prompts": [list(prompt)], "max_tokens": 24}).outputs()
+    answer = tokenizer.decode(output.tokens)
+    assert "Paris" in answer, answer
     meant = read_meaning(folder)
     expected = _logprobs(folder, [*prompt, *output.tokens])[len(prompt) - 1 : -1]
     chosen = expected[torch.arange(len(output.tokens)), output.tokens]

@@ -129,7 +129,7 @@ def page_layout(layout: Sequence[int]) -> PageLayout:
     Raises:
         ValueError: too few or too many numbers.
     """
-    return PageLayout(*_as_many(layout, PageLayout._fields, "PageFormat.layout()"))
+    return PageLayout(*as_many(layout, PageLayout._fields, "PageFormat.layout()"))
 
 
 def plane_layout(layout: Sequence[int]) -> PlaneLayout:
@@ -138,10 +138,20 @@ def plane_layout(layout: Sequence[int]) -> PlaneLayout:
     Raises:
         ValueError: too few or too many numbers.
     """
-    return PlaneLayout(*_as_many(layout, PlaneLayout._fields, "PageFormat.plane_layout()"))
+    return PlaneLayout(*as_many(layout, PlaneLayout._fields, "PageFormat.plane_layout()"))
 
 
-def _as_many(numbers: Sequence[int], names: Sequence[str], maker: str) -> Sequence[int]:
+def as_many(numbers: Sequence[int], names: Sequence[str], maker: str) -> Sequence[int]:
+    """Return a layout's numbers.
+
+    Args:
+        numbers: as an operator was given them.
+        names: what each must be.
+        maker: what makes such a layout, for the message.
+
+    Raises:
+        ValueError: too few or too many numbers.
+    """
     if len(numbers) != len(names):
         raise ValueError(
             f"layout has {len(numbers)} numbers, {len(names)} are needed ({', '.join(names)}); "

@@ -14,8 +14,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, get_args
 
-from .page_layout import PageLayout
-
 if TYPE_CHECKING:
     import torch
 
@@ -57,7 +55,7 @@ class Implementation(Generic[RequestT]):
 
     name: str
     supports: Callable[[RequestT], Support]
-    bind: Callable[[torch.Tensor, PageLayout], Callable[..., Any]] | None = None
+    bind: Callable[[torch.Tensor, Any], Callable[..., Any]] | None = None
     load: Callable[[], Callable[..., Any]] | None = None
 
 
@@ -75,11 +73,11 @@ class Bound(NamedTuple):
 
     Attributes:
         run: the kernel; any pages of the signature's shape and strides will do.
-        layout: byte map of the pages.
+        layout: byte map of the pages, of the type that the operator takes.
     """
 
     run: Callable[..., Any]
-    layout: PageLayout
+    layout: Any
 
 
 class UnsupportedRequestError(ValueError):
@@ -110,7 +108,7 @@ class Operator(Generic[RequestT]):
         return self._bound.get(signature)
 
     def bind(
-        self, signature: Hashable, request: RequestT, pages: torch.Tensor, layout: PageLayout
+        self, signature: Hashable, request: RequestT, pages: torch.Tensor, layout: Any
     ) -> Bound:
         """Choose an implementation for a signature whose checks have passed, and keep it.
 

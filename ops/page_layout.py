@@ -131,6 +131,32 @@ class PlaneLayout(NamedTuple):
         return patch_pool_bytes(self.patch_slots, padded_head_dim(self.head_dim, 1))
 
 
+class LatentLayout(NamedTuple):
+    """Byte map of a page of latents (multi-head latent attention, MLA), one run for all heads.
+
+    Operators take it as ``int[] layout``. Offsets are bytes from the start of the page, at which
+    the latents lie, in NZ order.
+
+    Attributes:
+        block_size: tokens in a block.
+        latent_dim: elements of the compressed K and V of a token (``kv_lora_rank``).
+        rotary_dim: elements of the key's part that carries the position (``qk_rope_head_dim``).
+        rotary_offset: the rotary parts in NZ order; of bfloat16 in int8 pages, else of the page's
+            type.
+        scales_offset: C8D: float32 ``[block_size]``, what an element of a latent is worth.
+        page_bytes: bytes of the whole page.
+        quantisation: of the latents, a :class:`Quantisation`: none, C8D (not rotated) or C8S.
+    """
+
+    block_size: int
+    latent_dim: int
+    rotary_dim: int
+    rotary_offset: int
+    scales_offset: int
+    page_bytes: int
+    quantisation: int = Quantisation.NONE
+
+
 def column_group(itemsize: int) -> int:
     """Elements per NZ column group (C0): 16 of 2 bytes, 8 of 4 bytes, 32 of 1 byte."""
     return FRACTAL_ROW_BYTES // itemsize

@@ -1,6 +1,6 @@
 #include "ascend_cpu.h"
 
-void ascend_cpu_abi(int64_t out[7]) {
+void ascend_cpu_abi(int64_t out[9]) {
   out[0] = ASCEND_CPU_ABI_VERSION;
   out[1] = sizeof(ascend_attention_args);
   out[2] = sizeof(ascend_write_args);
@@ -8,6 +8,8 @@ void ascend_cpu_abi(int64_t out[7]) {
   out[4] = sizeof(ascend_int8_linear_args);
   out[5] = sizeof(ascend_quantise_args);
   out[6] = sizeof(ascend_hadamard_args);
+  out[7] = sizeof(ascend_mla_args);
+  out[8] = sizeof(ascend_mla_write_args);
 }
 
 // Set by ops/native/build.py.

@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define ASCEND_CPU_ABI_VERSION 3
+#define ASCEND_CPU_ABI_VERSION 4
 #define ASCEND_API __attribute__((visibility("default")))
 
 enum ascend_dtype {
@@ -198,9 +198,68 @@ typedef struct ascend_hadamard_args {
   int32_t num_threads;
 } ascend_hadamard_args;
 
+// Pages of latents (multi-head latent attention): latents in NZ at the start of a page, rotary
+// parts in NZ at rotary_offset, right behind them. latent_dim: multiple of 16, at most 512;
+// rotary_dim: multiple of 16, at most 128. quantisation: unquantised, C8D (latents are not rotated)
+// or C8S.
+typedef struct ascend_latent_pages {
+  void *data;  // byte address of block 0
+  int64_t num_blocks;
+  int64_t block_stride;   // bytes
+  int64_t rotary_offset;  // bytes inside a page
+  int64_t scales_offset;  // bytes inside a page, C8D: float [block_size]
+  int32_t dtype;          // ascend_dtype; rotary parts of int8 pages are bfloat16
+  int32_t block_size;     // tokens
+  int32_t latent_dim;
+  int32_t rotary_dim;
+  int32_t quantisation;  // ascend_quantisation
+} ascend_latent_pages;
+
+// As ascend_attention_args, with all query heads on one key (latent and rotary part) and one value
+// (the latent).
+typedef struct ascend_mla_args {
+  ascend_latent_pages pages;
+  const void *query;               // [num_tokens, num_heads, latent_dim], last dimension contiguous
+  const void *query_rotary;        // [num_tokens, num_heads, rotary_dim], likewise
+  void *out;                       // shape and dtype of query
+  int64_t query_token_stride;      // elements
+  int64_t query_head_stride;       // elements
+  int64_t rotary_token_stride;     // elements
+  int64_t rotary_head_stride;      // elements
+  int64_t out_token_stride;        // elements
+  int64_t out_head_stride;         // elements
+  const int32_t *query_start_loc;  // [num_seqs + 1]
+  const int32_t *seq_lens;         // [num_seqs]
+  const int32_t *block_table;      // [num_seqs, >= ceil(seq_len / block_size)]
+  int64_t block_table_stride;      // elements
+  const float *channel_scales;     // [latent_dim]: C8S, else null
+  float scale;
+  int32_t causal;       // 0 or 1
+  int32_t query_dtype;  // ascend_dtype of query, query_rotary and out
+  int32_t num_heads;
+  int32_t num_seqs;
+  int32_t num_threads;
+  int32_t fast;  // int8: 8-bit instead of 16-bit products of query and weights
+} ascend_mla_args;
+
+typedef struct ascend_mla_write_args {
+  ascend_latent_pages pages;
+  const void *latents;          // [num_tokens, latent_dim], last dimension contiguous
+  const void *rotary;           // [num_tokens, rotary_dim], likewise
+  int64_t latent_token_stride;  // elements
+  int64_t rotary_token_stride;  // elements
+  const int64_t *slot_mapping;  // [num_tokens]; negative: padding, skipped
+  const float *channel_scales;  // as in attention
+  int64_t *counters;            // ascend_write_counter, added to; or null
+  int64_t num_tokens;
+  int32_t dtype;  // ascend_dtype of latents and rotary; converted to the page's when different
+  int32_t num_threads;
+} ascend_mla_write_args;
+
 // Version and struct sizes, for the loader: out[0] version, then sizeof of the argument structs of
-// attention, write, linear, int8 linear, quantise and hadamard.
-ASCEND_API void ascend_cpu_abi(int64_t out[7]);
+// attention, write, linear, int8 linear, quantise, hadamard, latent
+// attention and latent write.
+ASCEND_API void ascend_cpu_abi(int64_t out[9]);
 // Hash of the sources that this library was compiled from (ops/native/build.py).
 ASCEND_API const char *ascend_cpu_sources(void);
 // 1 when this machine can run this library's instruction set.
@@ -211,6 +270,8 @@ ASCEND_API int ascend_cpu_linear(const ascend_linear_args *args);
 ASCEND_API int ascend_cpu_int8_linear(const ascend_int8_linear_args *args);
 ASCEND_API int ascend_cpu_quantise(const ascend_quantise_args *args);
 ASCEND_API int ascend_cpu_hadamard(const ascend_hadamard_args *args);
+ASCEND_API int ascend_cpu_mla_attention(const ascend_mla_args *args);
+ASCEND_API int ascend_cpu_mla_write(const ascend_mla_write_args *args);
 
 #ifdef __cplusplus
 }

@@ -14,7 +14,8 @@ namespace ascend {
 struct Call {
   const ascend_attention_args &args;
   Shape shape;
-  int group;  // query heads per kv head
+  int group;               // query heads per kv head
+  bool one_array = false;  // K and V are the same elements (latents), with the same scales
 
   // Static scales of the channels, or null. They never meet the page: those of K are multiplied
   // into the query, those of V into the result.
@@ -22,7 +23,8 @@ struct Call {
     return args.channel_scales ? args.channel_scales + kv_head * shape.head_dim : nullptr;
   }
   const float *value_scales(int kv_head) const {
-    return args.channel_scales ? key_scales(args.pages.num_kv_heads + kv_head) : nullptr;
+    if (!args.channel_scales || one_array) return key_scales(kv_head);
+    return key_scales(args.pages.num_kv_heads + kv_head);
   }
 };
 
@@ -143,6 +145,21 @@ inline void prefetch_extras(const ascend_pages &pages, const Shape &shape, const
   }
 }
 
+// Calls `use` with the tiles of a page that hold positions [lo, hi). tile.position is set.
+template <class AnyTile, class Use>
+void visit_tiles(int block_size, int lo, int hi, AnyTile &tile, const Use &use) {
+  const int begin = std::max(0, lo - tile.position);
+  const int end = std::min<int>(block_size, hi - tile.position);
+  for (int chunk = 0; chunk < end; chunk += kTileTokens) {
+    tile.begin = std::max(begin, chunk);
+    tile.end = std::min(end, chunk + kTileTokens);
+    if (tile.begin >= tile.end) continue;
+    tile.first = tile.begin / kTokenAlign * kTokenAlign;
+    tile.last = (tile.end + kTokenAlign - 1) / kTokenAlign * kTokenAlign;
+    use(tile);
+  }
+}
+
 template <class Kernel>
 void walk_pages(const Work &work, const NextRun &next, State &state) {
   const ascend_pages &pages = work.call.args.pages;
@@ -159,16 +176,9 @@ void walk_pages(const Work &work, const NextRun &next, State &state) {
     prefetch_extras(pages, work.call.shape, upcoming,
                     page + 1 < work.job.last_page ? next.of(work, page + 1) : nullptr);
     tile.position = page * pages.block_size;
-    const int begin = std::max(0, lo - tile.position);
-    const int end = std::min<int>(pages.block_size, hi - tile.position);
-    for (int chunk = 0; chunk < end; chunk += kTileTokens) {
-      tile.begin = std::max(begin, chunk);
-      tile.end = std::min(end, chunk + kTileTokens);
-      if (tile.begin >= tile.end) continue;
-      tile.first = tile.begin / kTokenAlign * kTokenAlign;
-      tile.last = (tile.end + kTokenAlign - 1) / kTokenAlign * kTokenAlign;
-      Kernel::run_tile(work.call.shape, tile, state, work.call.args.alibi_slopes != nullptr);
-    }
+    visit_tiles(pages.block_size, lo, hi, tile, [&](const Tile &t) {
+      Kernel::run_tile(work.call.shape, t, state, work.call.args.alibi_slopes != nullptr);
+    });
   }
 }
 
@@ -189,11 +199,11 @@ inline void merge_splits(const Work &work, Plan &plan) {
   const float *parts = plan.partial(job, work.kv_head, 0);
   const int64_t stride = plan.partial_floats(job);
   const float *tops = parts + (int64_t)job.rows * dim, *sums = tops + job.rows;
-  alignas(64) float values[kMaxHeadDim];
+  alignas(64) float values[kMaxLatentDim];
   for (int row = 0; row < job.rows; ++row) {
     float top = kNoScore, sum = 0;
     for (int s = 0; s < job.splits; ++s) top = std::max(top, tops[s * stride + row]);
-    memset(values, 0, sizeof values);
+    memset(values, 0, dim * sizeof(float));
     for (int s = 0; s < job.splits; ++s) {
       const float factor = exp_nonpositive(splat(tops[s * stride + row] - top))[0];
       sum += factor * sums[s * stride + row];
@@ -211,7 +221,7 @@ void finish(const Work &work, Plan &plan, const State &state) {
   const Job &job = work.job;
   const Shape &shape = work.call.shape;
   if (job.splits == 1) {
-    alignas(64) float values[kMaxHeadDim];
+    alignas(64) float values[kMaxLatentDim];
     for (int row = 0; row < job.rows; ++row) {
       const float sum = Kernel::row_sum(state, row);
       Kernel::unpack_out(shape, state, row, sum == 0 ? 0.0f : 1.0f / sum, values);

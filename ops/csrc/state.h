@@ -12,6 +12,9 @@ namespace ascend {
 constexpr int kMaxRows = 48;    // query rows of a work item
 constexpr int kMaxLanes = 128;  // lane arrays: 8 groups of 4 rows, or kMaxRows rows
 constexpr int kMaxHeadDim = 256;
+constexpr int kMaxLatentDim = 512;  // MLA: columns of a value, and of a key without its rotary part
+constexpr int kMaxRotaryDim = 128;
+constexpr int kMaxKeyDim = kMaxLatentDim + kMaxRotaryDim;
 constexpr int kTileTokens = 128;    // tokens between two softmax steps
 constexpr int kTokenAlign = 16;     // tiles start and end on multiples of this in the page
 constexpr float kNoScore = -1e30f;  // running maximum before any key; finite, so m - m is 0
@@ -47,15 +50,16 @@ struct alignas(64) State {
   int32_t row_position[kMaxLanes];
   int32_t lo[kMaxLanes];  // a row sees the positions [lo, hi)
   int32_t hi[kMaxLanes];
-  float query[kMaxRows * kMaxHeadDim];  // kernel's own packing
-  float out[kMaxRows * kMaxHeadDim];    // kernel's own packing
+  float query[kMaxRows * kMaxKeyDim];   // kernel's own packing
+  float out[kMaxRows * kMaxLatentDim];  // kernel's own packing
   float scores[kMaxRows * kTileTokens];
   uint16_t weights[kMaxRows * kTileTokens];  // bfloat16 kernels: [group][token / 2][R][2]
-  float k_stage[kTileTokens * kMaxHeadDim];
-  float v_stage[kTileTokens * kMaxHeadDim];
-  float query_unit[kMaxLanes];    // int8 kernels: what a unit of an integer score is worth
-  int32_t query_bias[kMaxLanes];  // int8 kernels: 128 * sum of the integer query
-  float weight_unit[kMaxLanes];   // int8 kernels: what a unit of an integer weight is worth
+  float k_stage[kTileTokens * kMaxKeyDim];
+  float v_stage[kTileTokens * kMaxLatentDim];
+  float query_unit[kMaxLanes];     // int8 kernels: what a unit of an integer score is worth
+  int32_t query_bias[kMaxLanes];   // int8 kernels: 128 * sum of the integer query
+  float weight_unit[kMaxLanes];    // int8 kernels: what a unit of an integer weight is worth
+  int32_t token_sum[kTileTokens];  // int8 latents: sum of a token's codes
   int rows, groups;
   int common_lo, common_hi;  // positions that every row sees
   bool biased;               // soft cap or ALiBi

@@ -20,7 +20,7 @@ struct FloatCore {
   static constexpr int kVTokens = 1;  // tokens of a V row
   static ASCEND_INLINE Vf madd(Vf acc, Vf a, Vf b) { return acc + a * b; }
   static ASCEND_INLINE Vf broadcast(const char *p) { return splat(load<float>(p)); }
-  static ASCEND_INLINE float unit(const float *q) { return *q; }
+  static const float *units(const float *q, int, float *) { return q; }
   static const char *weights(const State &state) { return (const char *)state.scores; }
   static void finish_weights(State &, int) {}
 };
@@ -34,11 +34,13 @@ struct Bf16Core {
     return (Vf)dot_pairs((__m512)acc, (__m512i)a, (__m512i)b);
   }
   static ASCEND_INLINE Vf broadcast(const char *p) { return (Vf)broadcast_pair(p); }
-  static ASCEND_INLINE float unit(const float *q) {
-    const uint32_t bits = Bfloat16::round(q[0]) | (uint32_t)Bfloat16::round(q[1]) << 16;
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
+  // Pairs of bfloat16, rounded aside.
+  static const float *units(const float *q, int dim, float *out) {
+    for (int d = 0; d < dim; d += 16) {
+      const __m256i pairs = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(q + d));
+      _mm256_storeu_si256((__m256i *)(out + d / 2), pairs);
+    }
+    return out;
   }
   static const char *weights(const State &state) { return (const char *)state.weights; }
   static void finish_weights(State &state, int count) {
@@ -130,20 +132,23 @@ struct Wide {
   static constexpr bool kIntegers = false;
   static constexpr int kBlockGroups = 3;               // groups of rows in registers
   static constexpr int kBlock = kLanes == 16 ? 8 : 4;  // tokens, or columns, in registers
+  // The same where there is only one group of rows.
+  static constexpr int kLoneTokens = 2 * kBlock;
+  static constexpr int kLoneColumns = 2 * kBlock < Core::kVUnits ? 2 * kBlock : Core::kVUnits;
 
   static void pack_query(const Shape &shape, State &state, int row, const float *query) {
     float *out = state.query + row / kLanes * kLanes + row % kLanes;
-    const int stride = state.groups * kLanes;
-    for (int d = 0; d < shape.head_dim; d += Core::kPerUnit, out += stride) {
-      *out = Core::unit(query + d);
-    }
+    const int stride = state.groups * kLanes, count = shape.head_dim / Core::kPerUnit;
+    alignas(64) float aside[kMaxKeyDim];
+    const float *units = Core::units(query, shape.head_dim, aside);
+    for (int u = 0; u < count; ++u, out += stride) *out = units[u];
   }
 
   // acc[group][i] += left[group] * broadcast(right[i]) over `units` of 4 bytes.
-  template <int N>
+  template <int N, int kTokens = kBlock>
   static ASCEND_INLINE void score_block(const Shape &shape, const Operand &k, State &state,
                                         int group, int token, int tokens, float *all_scores) {
-    Vf acc[N][kBlock] = {};
+    Vf acc[N][kTokens] = {};
     const int stride = state.groups * kLanes;
     const float *query = state.query + group * kLanes;
     const char *row = k.base + token * kRowBytes;
@@ -155,7 +160,7 @@ struct Wide {
         ASCEND_UNROLL
         for (int g = 0; g < N; ++g) q[g] = load<Vf>(query + g * kLanes);
         ASCEND_UNROLL
-        for (int t = 0; t < kBlock; ++t) {
+        for (int t = 0; t < kTokens; ++t) {
           const Vf b = Core::broadcast(row + t * kRowBytes + u * 4);
           ASCEND_UNROLL
           for (int g = 0; g < N; ++g) acc[g][t] = Core::madd(acc[g][t], q[g], b);
@@ -166,7 +171,7 @@ struct Wide {
     for (int g = 0; g < N; ++g) {
       float *scores = all_scores + ((group + g) * tokens + token) * kLanes;
       ASCEND_UNROLL
-      for (int t = 0; t < kBlock; ++t) store(scores + t * kLanes, acc[g][t] * shape.scale);
+      for (int t = 0; t < kTokens; ++t) store(scores + t * kLanes, acc[g][t] * shape.scale);
     }
   }
 
@@ -193,22 +198,26 @@ struct Wide {
     for (int t = 0; t < tokens; t += kBlock) {
       prefetch_tokens(shape, tile.next_k, tile.first + t);
       prefetch_tokens(shape, tile.next_v, tile.first + t);
-      score_groups(shape, k, state, t, tokens, state.scores);
+      if (state.groups > 1) {
+        score_groups(shape, k, state, t, tokens, state.scores);
+      } else if (t % kLoneTokens == 0) {
+        score_block<1, kLoneTokens>(shape, k, state, 0, t, tokens, state.scores);
+      }
     }
   }
 
-  // kBlock columns of the output of N groups, over all steps (rows of V) of the tile.
-  template <int N>
+  // kCount columns of the output of N groups, over all steps (rows of V) of the tile.
+  template <int N, int kCount = kBlock>
   static ASCEND_INLINE void accumulate_block(const Tile &tile, const Operand &v, State &state,
                                              int group, int column) {
     const int stride = state.groups * kLanes;
     float *out = state.out + column * stride + group * kLanes;
-    Vf acc[N][kBlock];
+    Vf acc[N][kCount];
     ASCEND_UNROLL
     for (int g = 0; g < N; ++g) {
       const Vf decay = load<Vf>(state.decay + (group + g) * kLanes);
       ASCEND_UNROLL
-      for (int c = 0; c < kBlock; ++c) {
+      for (int c = 0; c < kCount; ++c) {
         acc[g][c] = load<Vf>(out + c * stride + g * kLanes) * decay;
       }
     }
@@ -224,7 +233,7 @@ struct Wide {
       ASCEND_UNROLL
       for (int g = 0; g < N; ++g) w[g] = load<Vf>(weights + (g * steps + s) * sizeof(Vf));
       ASCEND_UNROLL
-      for (int c = 0; c < kBlock; ++c) {
+      for (int c = 0; c < kCount; ++c) {
         const Vf b = Core::broadcast(row + c * 4);
         ASCEND_UNROLL
         for (int g = 0; g < N; ++g) acc[g][c] = Core::madd(acc[g][c], w[g], b);
@@ -233,12 +242,18 @@ struct Wide {
     ASCEND_UNROLL
     for (int g = 0; g < N; ++g) {
       ASCEND_UNROLL
-      for (int c = 0; c < kBlock; ++c) store(out + c * stride + g * kLanes, acc[g][c]);
+      for (int c = 0; c < kCount; ++c) store(out + c * stride + g * kLanes, acc[g][c]);
     }
   }
 
   static void accumulate(const Shape &shape, const Tile &tile, State &state) {
     const Operand v = Source::values(shape, tile, state);
+    if (state.groups == 1) {
+      for (int d = 0; d < shape.head_dim; d += kLoneColumns) {
+        accumulate_block<1, kLoneColumns>(tile, v, state, 0, d);
+      }
+      return;
+    }
     for (int d = 0; d < shape.head_dim; d += kBlock) {
       int g = 0;
       for (; g + 3 <= state.groups; g += 3) accumulate_block<3>(tile, v, state, g, d);

@@ -3,9 +3,11 @@
 from .kernels import PageFields, kv_write, paged_attention
 from .linear_kernels import hadamard, int8_linear, linear, quantise
 from .loader import IsaStatus, NativeLibrary, NativeLibraryError, load, status, support
+from .mla import LatentFields, mla_attention, mla_write
 
 __all__ = [
     "IsaStatus",
+    "LatentFields",
     "NativeLibrary",
     "NativeLibraryError",
     "PageFields",
@@ -14,6 +16,8 @@ __all__ = [
     "kv_write",
     "linear",
     "load",
+    "mla_attention",
+    "mla_write",
     "paged_attention",
     "quantise",
     "status",

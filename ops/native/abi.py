@@ -10,7 +10,7 @@ import ctypes
 import struct
 from enum import IntEnum
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 
 class Dtype(IntEnum):
@@ -191,6 +191,70 @@ class HadamardArgs(ctypes.Structure):
     ]
 
 
+class LatentPages(ctypes.Structure):
+    """``ascend_latent_pages``: the pages of latents of one layer."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("num_blocks", ctypes.c_int64),
+        ("block_stride", ctypes.c_int64),
+        ("rotary_offset", ctypes.c_int64),
+        ("scales_offset", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("block_size", ctypes.c_int32),
+        ("latent_dim", ctypes.c_int32),
+        ("rotary_dim", ctypes.c_int32),
+        ("quantisation", ctypes.c_int32),
+    ]
+
+
+class MlaArgs(ctypes.Structure):
+    """``ascend_mla_args``: a ragged batch of queries over paged latents."""
+
+    _fields_ = [
+        ("pages", LatentPages),
+        ("query", ctypes.c_void_p),
+        ("query_rotary", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("query_token_stride", ctypes.c_int64),
+        ("query_head_stride", ctypes.c_int64),
+        ("rotary_token_stride", ctypes.c_int64),
+        ("rotary_head_stride", ctypes.c_int64),
+        ("out_token_stride", ctypes.c_int64),
+        ("out_head_stride", ctypes.c_int64),
+        ("query_start_loc", ctypes.c_void_p),
+        ("seq_lens", ctypes.c_void_p),
+        ("block_table", ctypes.c_void_p),
+        ("block_table_stride", ctypes.c_int64),
+        ("channel_scales", ctypes.c_void_p),
+        ("scale", ctypes.c_float),
+        ("causal", ctypes.c_int32),
+        ("query_dtype", ctypes.c_int32),
+        ("num_heads", ctypes.c_int32),
+        ("num_seqs", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+        ("fast", ctypes.c_int32),
+    ]
+
+
+class MlaWriteArgs(ctypes.Structure):
+    """``ascend_mla_write_args``: new latents and rotary parts and the slots they go to."""
+
+    _fields_ = [
+        ("pages", LatentPages),
+        ("latents", ctypes.c_void_p),
+        ("rotary", ctypes.c_void_p),
+        ("latent_token_stride", ctypes.c_int64),
+        ("rotary_token_stride", ctypes.c_int64),
+        ("slot_mapping", ctypes.c_void_p),
+        ("channel_scales", ctypes.c_void_p),
+        ("counters", ctypes.c_void_p),
+        ("num_tokens", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
 _FORMATS: dict[type, str] = {
     ctypes.c_void_p: "P",
     ctypes.c_int64: "q",
@@ -216,6 +280,8 @@ pack_linear_args = struct.Struct(_format(LinearArgs) + "0q").pack
 pack_int8_linear_args = struct.Struct(_format(Int8LinearArgs) + "0q").pack
 pack_quantise_args = struct.Struct(_format(QuantiseArgs) + "0q").pack
 pack_hadamard_args = struct.Struct(_format(HadamardArgs) + "0q").pack
+pack_mla_args = struct.Struct(_format(MlaArgs) + "0q").pack
+pack_mla_write_args = struct.Struct(_format(MlaWriteArgs) + "0q").pack
 
 #: Argument structs in the order in which ``ascend_cpu_abi`` tells their sizes.
 _STRUCTS: tuple[type[ctypes.Structure], ...] = (
@@ -225,6 +291,8 @@ _STRUCTS: tuple[type[ctypes.Structure], ...] = (
     Int8LinearArgs,
     QuantiseArgs,
     HadamardArgs,
+    MlaArgs,
+    MlaWriteArgs,
 )
 
 

@@ -123,11 +123,8 @@ def paged_attention(
     )
     status = lib.attention(args)
     if status == Status.BAD_BLOCK_ID:
-        raise ValueError(
-            f"block_table names a block outside the pages, which hold {fields.num_blocks} blocks; "
-            "it must belong to this KV cache and cover seq_lens."
-        )
-    _expect_ok(status, fields)
+        raise bad_block_id(fields.num_blocks)
+    expect_ok(status, fields)
 
 
 def kv_write(
@@ -175,13 +172,31 @@ def kv_write(
     )
     status = lib.write(args)
     if status == Status.BAD_SLOT:
-        raise ValueError(
-            f"slot {int(slot_mapping.max())} lies outside the pages, which hold "
-            f"{fields.num_blocks * fields.block_size}; slot_mapping must belong to this KV cache."
-        )
-    _expect_ok(status, fields)
+        raise bad_slot(slot_mapping, fields.num_blocks * fields.block_size)
+    expect_ok(status, fields)
 
 
-def _expect_ok(status: int, fields: PageFields) -> None:
+def bad_block_id(num_blocks: int) -> ValueError:
+    """Return the error of a block table that leaves the pages."""
+    return ValueError(
+        f"block_table names a block outside the pages, which hold {num_blocks} blocks; "
+        "it must belong to this KV cache and cover seq_lens."
+    )
+
+
+def bad_slot(slot_mapping: torch.Tensor, slots: int) -> ValueError:
+    """Return the error of slots beyond the pages."""
+    return ValueError(
+        f"slot {int(slot_mapping.max())} lies outside the pages, which hold {slots}; "
+        "slot_mapping must belong to this KV cache."
+    )
+
+
+def expect_ok(status: int, fields: tuple[int, ...]) -> None:
+    """Refuse a call that the kernels did not take.
+
+    Raises:
+        RuntimeError: they do not serve what the operator's checks let through.
+    """
     if status != Status.OK:
         raise refused(str(fields), status)

@@ -23,6 +23,8 @@ _FUNCTIONS = {
     "int8_linear": "ascend_cpu_int8_linear",
     "quantise": "ascend_cpu_quantise",
     "hadamard": "ascend_cpu_hadamard",
+    "mla_attention": "ascend_cpu_mla_attention",
+    "mla_write": "ascend_cpu_mla_write",
 }
 _REBUILD = "rebuild it: pip install -e . (or python -m ascend_plugin.ops.native)"
 
@@ -44,6 +46,8 @@ class NativeLibrary:
         int8_linear: ``ascend_cpu_int8_linear``; takes ``byref(Int8LinearArgs)``.
         quantise: ``ascend_cpu_quantise``; takes ``byref(QuantiseArgs)``.
         hadamard: ``ascend_cpu_hadamard``; takes ``byref(HadamardArgs)``.
+        mla_attention: ``ascend_cpu_mla_attention``; takes ``byref(MlaArgs)``.
+        mla_write: ``ascend_cpu_mla_write``; takes ``byref(MlaWriteArgs)``.
     """
 
     isa: str
@@ -54,6 +58,8 @@ class NativeLibrary:
     int8_linear: Callable[[object], int]
     quantise: Callable[[object], int]
     hadamard: Callable[[object], int]
+    mla_attention: Callable[[object], int]
+    mla_write: Callable[[object], int]
 
 
 class IsaStatus(NamedTuple):

@@ -21,7 +21,7 @@ from functools import partial
 
 import torch
 
-from .. import checks
+from .. import batch_checks, checks
 from ..dispatch import Bound, Implementation, Operator
 from ..library import needs_dispatcher, register
 from ..page_layout import PageLayout, Quantisation
@@ -129,8 +129,10 @@ def _cpu(
     bound = operator.bound(signature)
     if bound is None:
         bound = _bind(signature, query, pages, out, layout, channel_scales, fast)
-    _check_batch(query_start_loc, seq_lens, block_table)
-    _check_fit(query, out, query_start_loc, seq_lens, block_table, bound.layout.block_size)
+    batch_checks.check_batch(query_start_loc, seq_lens, block_table)
+    batch_checks.check_fit(
+        query, out, query_start_loc, seq_lens, block_table, bound.layout.block_size
+    )
     _check_scores(query.shape[1], window, soft_cap, alibi_slopes, sinks)
     if seq_lens.shape[0] == 0:
         return
@@ -211,58 +213,11 @@ def _check_tensors(
     checks.check_tokens("query", query, layout.head_dim)
     checks.check_tokens("out", out, layout.head_dim)
     if out.shape[1:] != query.shape[1:] or out.dtype != query.dtype:
-        raise _out_differs(query, out)
+        raise batch_checks.out_differs(query, out)
     if query.shape[1] % pages.shape[1]:
         raise ValueError(
             f"{query.shape[1]} query heads are not a multiple of the pages' {pages.shape[1]} "
             "kv heads."
-        )
-
-
-def _check_batch(
-    query_start_loc: torch.Tensor, seq_lens: torch.Tensor, block_table: torch.Tensor
-) -> None:
-    checks.check_integer("query_start_loc", query_start_loc, torch.int32, 1)
-    checks.check_integer("seq_lens", seq_lens, torch.int32, 1)
-    checks.check_integer("block_table", block_table, torch.int32, 2)
-    sequences = seq_lens.shape[0]
-    if query_start_loc.shape[0] != sequences + 1 or block_table.shape[0] != sequences:
-        raise ValueError(
-            f"{sequences} seq_lens need {sequences + 1} query_start_loc and {sequences} rows of "
-            f"block_table, got {query_start_loc.shape[0]} and {block_table.shape[0]}."
-        )
-
-
-def _out_differs(query: torch.Tensor, out: torch.Tensor) -> ValueError:
-    return ValueError(
-        f"out ({list(out.shape)}, {out.dtype}) must have the shape and dtype of query "
-        f"({list(query.shape)}, {query.dtype})."
-    )
-
-
-def _check_fit(
-    query: torch.Tensor,
-    out: torch.Tensor,
-    query_start_loc: torch.Tensor,
-    seq_lens: torch.Tensor,
-    block_table: torch.Tensor,
-    block_size: int,
-) -> None:
-    """Refuse sequences beyond their query rows or blocks: kernels would read foreign memory."""
-    tokens = query.shape[0]
-    if out.shape[0] != tokens:
-        raise _out_differs(query, out)
-    starts = query_start_loc.tolist()
-    if starts[0] != 0 or starts[-1] > tokens or starts != sorted(starts):
-        raise ValueError(
-            f"query_start_loc must rise from 0 to at most the {tokens} rows of query, got {starts}."
-        )
-    longest = block_table.shape[1] * block_size
-    lengths = seq_lens.tolist()
-    if lengths and not 0 <= min(lengths) <= max(lengths) <= longest:
-        raise ValueError(
-            f"seq_lens must lie within 0..{longest}, what {block_table.shape[1]} columns of "
-            f"block_table hold in blocks of {block_size}, got {min(lengths)}..{max(lengths)}."
         )
 
 

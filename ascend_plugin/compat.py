@@ -19,6 +19,7 @@ def apply_patches() -> None:
 def apply_worker_patches() -> None:
     """Apply the patches of code that only workers load; safe to call more than once."""
     _keep_kv_scales_from_models()
+    _rotate_views_on_cpus()
 
 
 def apply_npu_patches() -> None:
@@ -91,6 +92,32 @@ def _keep_kv_scales_from_models() -> None:
 
     setattr(get_all_weights, _MARK, True)
     DefaultModelLoader.get_all_weights = get_all_weights
+
+
+def _rotate_views_on_cpus() -> None:
+    """Rotate queries and keys that are views of wider rows in plain torch.
+
+    Why: the C++ operator behind ``RotaryEmbedding.forward_cpu`` takes the heads of a token for
+    neighbours. Latent attention (MLA) gives it views ``[tokens, heads, rotary_dim]`` of wider
+    rows, in which it rotates other elements: wrong answers that depend on the batch, and
+    overwritten latents. Only eager models call it.
+    Remove when: vLLM's CPU operator follows the strides of heads and tokens.
+    """
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+
+    original: Callable[..., Any] = RotaryEmbedding.forward_cpu
+    if getattr(original, _MARK, False):
+        return
+
+    @functools.wraps(original)
+    def forward_cpu(self: Any, positions: Any, query: Any, key: Any = None) -> Any:
+        # Rows of all heads in one dimension may be views: their stride is followed.
+        if all(x is None or x.dim() == 2 or x.is_contiguous() for x in (query, key)):
+            return original(self, positions, query, key)
+        return self.forward_native(positions, query, key)
+
+    setattr(forward_cpu, _MARK, True)
+    RotaryEmbedding.forward_cpu = forward_cpu
 
 
 def _show_counters_of_several_servers() -> None:

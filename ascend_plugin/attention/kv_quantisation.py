@@ -23,6 +23,8 @@ from ascend_plugin.kv_cache.scales import KVScalesError, LayerScales, check_laye
 from ascend_plugin.kv_cache.variants import LayerPatternError, layer_variants
 from ascend_plugin.ops.page_layout import PatchCode, Quantisation
 
+from .latent_quantisation import latent_layers, quantise_latents
+
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
     from vllm.model_executor.layers.attention import Attention
@@ -78,6 +80,8 @@ def quantise_layers(
         ConfigError: the settings do not fit the model.
         KVScalesError: static scales are missing or do not fit the model.
     """
+    if latent_layers(vllm_config):
+        return quantise_latents(vllm_config, config)
     if vllm_config.cache_config.cache_dtype != INT8_DTYPE:
         if rank == 0:
             _tell_of_unused_scales(vllm_config.model_config, vllm_config.cache_config.cache_dtype)
@@ -133,7 +137,8 @@ def check_bound_pages(vllm_config: VllmConfig) -> None:
     from vllm.config import get_layers_from_vllm_config
     from vllm.model_executor.layers.attention import Attention
 
-    for layer in get_layers_from_vllm_config(vllm_config, Attention).values():
+    layers = get_layers_from_vllm_config(vllm_config, Attention)
+    for layer in (*layers.values(), *latent_layers(vllm_config).values()):
         layout = getattr(layer.impl, "layout", None)  # of the plugin's own
         if layout is not None and layer.kv_cache.numel():
             layout(layer.kv_cache)

@@ -4,6 +4,8 @@ Two tools write them:
 
 - ModelSlim: ``…layers.{i}.self_attn.{k,v}_proj.kv_cache_scale`` and ``kv_cache_offset``,
   ``[kv_heads * head_dim]``, per channel.
+- ModelSlim, latent attention (FAQuant): ``…layers.{i}.self_attn.fa_{q,k,v}.scale`` and ``offset``,
+  of which ``fa_k`` is the latents', ``[1]`` or ``[kv_lora_rank]``.
 - llm-compressor (compressed-tensors, ``kv_cache_scheme`` of 8-bit integers):
   ``…layers.{i}.self_attn.{k,v}_scale`` and ``{k,v}_zero_point``, ``[1]`` per tensor or
   ``[kv_heads, 1, 1]`` per head. Tensors of the same names in other checkpoints belong to fp8.
@@ -23,6 +25,7 @@ from .scales import KVScalesError, LayerScales, check_scale
 
 _MODELSLIM = re.compile(r"(?:.*\.)?layers\.(\d+)\.(?:.*\.)?([kv])_proj\.kv_cache_(scale|offset)")
 _COMPRESSED = re.compile(r"(?:.*\.)?layers\.(\d+)\.self_attn\.([qkv])_(scale|zero_point)")
+_LATENT = re.compile(r"(?:.*\.)?layers\.(\d+)\.self_attn\.fa_([qkv])\.(scale|offset)")
 
 _INDEX_FILE = "model.safetensors.index.json"
 
@@ -46,7 +49,7 @@ def is_kv_scale(name: str, int8_scheme: bool) -> bool:
         name: of the tensor.
         int8_scheme: whether :func:`is_int8_scheme` holds for the checkpoint.
     """
-    return _match(name, int8_scheme) is not None
+    return _match(name, int8_scheme) is not None or _LATENT.fullmatch(name) is not None
 
 
 def _match(name: str, int8_scheme: bool) -> tuple[int, str, str] | None:
@@ -122,6 +125,35 @@ def read_checkpoint_scales(
                     scale = _per_channel(name, tensor, kv_heads, head_dim)
                     found.setdefault(index, {})[side] = scale
     return {index: _layer(folder, index, found[index]) for index in sorted(found)}
+
+
+def read_latent_scales(folder: Path, latent_dim: int) -> dict[int, torch.Tensor]:
+    """Return the static scales of latents in a ModelSlim checkpoint; empty: it has none.
+
+    Args:
+        folder: of the checkpoint.
+        latent_dim: ``kv_lora_rank`` of the model.
+
+    Returns:
+        float32 ``[latent_dim]`` by index of the layer.
+
+    Raises:
+        KVScalesError: a tensor has another shape, an unusable value or an offset that is not zero.
+    """
+    from safetensors import safe_open
+
+    found: dict[int, torch.Tensor] = {}
+    for name, path in sorted(find_kv_scales(folder, False).items()):
+        match = _LATENT.fullmatch(name)
+        if match is None or match[2] != "k":  # queries are not quantised here, V is K
+            continue
+        with safe_open(path, framework="pt") as file:
+            tensor = file.get_tensor(name)
+        if match[3] == "offset":
+            _refuse_offset(name, tensor)
+        else:
+            found[int(match[1])] = _per_channel(name, tensor, 1, latent_dim)[0].contiguous()
+    return found
 
 
 def _refuse_offset(name: str, offset: torch.Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.v1.attention.backend import AttentionBackend
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
@@ -45,3 +46,29 @@ def why_not(
         "kv_cache_dtype not supported": f"KV cache dtype {selector.kv_cache_dtype}",
     }
     return [f"{described[r]} not supported" if r in described else r for r in reasons]
+
+
+def latents_refused(vllm_config: VllmConfig) -> list[str]:
+    """Return why a model's latent attention (MLA) cannot be served over NZ pages; empty: it can.
+
+    Asked when an engine is configured, before there are layers to ask :func:`why_not` for.
+    """
+    from ascend_plugin.ops import checks, latent
+
+    asked = vllm_config.attention_config.backend
+    if asked not in (None, AttentionBackendEnum.CUSTOM):
+        return [f"--attention-backend {asked.name} was asked for"]
+    config = vllm_config.model_config.hf_text_config
+    if getattr(config, "index_topk", None) is not None:
+        return ["attention to chosen tokens (sparse MLA)"]
+    cache = vllm_config.cache_config
+    dims = [getattr(config, name, None) for name in ("kv_lora_rank", "qk_rope_head_dim")]
+    if None in dims:
+        return [f"kv_lora_rank and qk_rope_head_dim of {dims}"]
+    try:
+        latent.check_dims(*dims)
+        if cache.user_specified_block_size:
+            checks.check_block_size(cache.block_size)
+    except ValueError as error:
+        return [str(error)]
+    return []

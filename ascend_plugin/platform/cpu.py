@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm.platforms.cpu import CpuPlatform
@@ -13,7 +14,7 @@ from ascend_plugin.config import INT8_DTYPE, ConfigError
 from ascend_plugin.quantization import adopt as adopt_quantization
 from ascend_plugin.quantization import register as register_quantization
 
-from .attention_choice import register_as_custom, why_not
+from .attention_choice import latents_refused, register_as_custom, why_not
 from .common import LORA, configure
 from .kv_cache import configure_kv_cache
 
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTENTION_BACKEND = "ascend_plugin.attention.cpu.AscendCPUAttentionBackend"
+MLA_BACKEND = "ascend_plugin.attention.mla_cpu.AscendCPUMLABackend"
 WORKER = "ascend_plugin.worker.cpu.AscendCPUWorker"
+
+#: What vLLM takes on a CPU for other models.
+DEFAULT_BLOCK_SIZE = 128
 
 #: Reasons already logged; a model asks once per layer.
 _logged: set[str] = set()
@@ -61,7 +66,13 @@ class AscendCPUPlatform(CpuPlatform):
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
         if vllm_config.parallel_config.worker_cls == "auto":
             vllm_config.parallel_config.worker_cls = WORKER
-        super().check_and_update_config(vllm_config)
+        model = vllm_config.model_config
+        if model is not None and model.use_mla and not latents_refused(vllm_config):
+            limits = LatentLimits.of(vllm_config)
+            super().check_and_update_config(vllm_config)
+            limits.restore(vllm_config)
+        else:
+            super().check_and_update_config(vllm_config)
 
     @classmethod
     def import_ir_kernels(cls) -> None:
@@ -90,11 +101,15 @@ class AscendCPUPlatform(CpuPlatform):
     ) -> str:
         """Return the plugin's backend, or vLLM's own for what it does not serve."""
         from ascend_plugin.attention.cpu import AscendCPUAttentionBackend
+        from ascend_plugin.attention.mla_cpu import AscendCPUMLABackend
 
-        reasons = why_not(AscendCPUAttentionBackend, selected_backend, attn_selector_config)
+        mla = attn_selector_config.use_mla
+        backend = AscendCPUMLABackend if mla else AscendCPUAttentionBackend
+        reasons = why_not(backend, selected_backend, attn_selector_config)
         if not reasons:
-            register_as_custom(ATTENTION_BACKEND)
-            return ATTENTION_BACKEND
+            path = MLA_BACKEND if mla else ATTENTION_BACKEND
+            register_as_custom(path)
+            return path
         if attn_selector_config.kv_cache_dtype == INT8_DTYPE:
             raise ConfigError(
                 f"--kv-cache-dtype {INT8_DTYPE} is served by the plugin's attention alone, which "
@@ -113,6 +128,43 @@ class AscendCPUPlatform(CpuPlatform):
         vLLM's own for CPUs gives tokens without an adapter that of the last slot.
         """
         return LORA
+
+
+@dataclass(frozen=True, slots=True)
+class LatentLimits:
+    """What vLLM takes from every MLA model on a CPU, because its own kernels need it so.
+
+    They read blocks of 16 tokens, and no chunks and prefix hits. The plugin's do.
+    """
+
+    block_size: int
+    prefix_caching: bool
+    chunked_prefill: bool
+    batched_tokens: int
+
+    @classmethod
+    def of(cls, vllm_config: VllmConfig) -> LatentLimits:
+        """Return what an engine was configured with."""
+        cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
+        return cls(
+            cache.block_size if cache.user_specified_block_size else DEFAULT_BLOCK_SIZE,
+            cache.enable_prefix_caching,
+            scheduler.enable_chunked_prefill,
+            scheduler.max_num_batched_tokens,
+        )
+
+    def restore(self, vllm_config: VllmConfig) -> None:
+        """Undo vLLM's restrictions."""
+        cache, scheduler = vllm_config.cache_config, vllm_config.scheduler_config
+        cache.block_size = self.block_size
+        cache.enable_prefix_caching = self.prefix_caching
+        scheduler.enable_chunked_prefill = self.chunked_prefill
+        scheduler.max_num_batched_tokens = self.batched_tokens
+        logger.info(
+            "Latent attention (MLA) runs over NZ pages: prefix caching is %s and chunked prefill "
+            "%s, as configured.",
+            *("on" if flag else "off" for flag in (self.prefix_caching, self.chunked_prefill)),
+        )
 
 
 def _log_once(message: str) -> None:

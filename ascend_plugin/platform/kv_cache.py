@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
+from ascend_plugin.attention.latent_quantisation import refuse_settings
 from ascend_plugin.config import INT8_DTYPE, ConfigError, KVCacheConfig
 from ascend_plugin.kv_cache.checkpoint import is_int8_scheme
 from ascend_plugin.kv_cache.counters import share_counters
@@ -40,7 +41,9 @@ def configure_kv_cache(vllm_config: VllmConfig, config: KVCacheConfig) -> None:
             f"--attention-backend {backend.name} was asked for. Leave one of them out."
         )
     model = vllm_config.model_config
-    if model is not None and not _is_draft(vllm_config):
+    if model is not None and model.use_mla:
+        refuse_settings(config)
+    elif model is not None and not _is_draft(vllm_config):
         _check_model(model, config, vllm_config.parallel_config.tensor_parallel_size)
     share_counters()
     from ascend_plugin.kv_cache.metrics import register_collector

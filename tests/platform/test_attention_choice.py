@@ -13,7 +13,7 @@ from vllm.v1.attention.selector import AttentionSelectorConfig
 from ascend_plugin.attention.cpu import AscendCPUAttentionBackend
 from ascend_plugin.config import ConfigError
 from ascend_plugin.platform import cpu
-from ascend_plugin.platform.cpu import ATTENTION_BACKEND, AscendCPUPlatform
+from ascend_plugin.platform.cpu import ATTENTION_BACKEND, MLA_BACKEND, AscendCPUPlatform
 
 STOCK = "vllm.v1.attention.backends.cpu_attn.CPUAttentionBackend"
 DECODER = AttentionSelectorConfig(
@@ -101,7 +101,7 @@ def test_other_layers_fall_to_vllm_with_a_reason(
     [
         (None, {"head_size": 512}, "head size 512 not supported"),
         (None, {"attn_type": AttentionType.ENCODER_DECODER.value}, "attention type encoder_dec"),
-        (None, {"use_mla": True, "head_size": 576}, "MLA not supported"),
+        (None, {"use_mla": True, "head_size": 656}, "head size 656 not supported"),
         (AttentionBackendEnum.CPU_ATTN, {}, "--attention-backend CPU_ATTN was asked for"),
     ],
     ids=str,
@@ -115,12 +115,43 @@ def test_an_int8_cache_has_no_other_backend(
     assert "Leave --kv-cache-dtype out" in str(told.value)
 
 
-def test_mla_falls_to_vllm(messages: pytest.LogCaptureFixture) -> None:
-    chosen = _choose(use_mla=True, head_size=576)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {},
+        {"head_size": 80},
+        {"dtype": torch.float32},
+        {"kv_cache_dtype": "int8_per_token_head"},
+        {"block_size": 16},
+    ],
+    ids=str,
+)
+def test_mla_gets_the_plugin(layer: dict, messages: pytest.LogCaptureFixture) -> None:
+    assert _choose(use_mla=True, **{"head_size": 576, **layer}) == MLA_BACKEND
+    assert not messages.records
+
+
+@pytest.mark.parametrize(
+    ("selected", "layer", "reason"),
+    [
+        (None, {"head_size": 656}, "head size 656 not supported"),
+        (None, {"block_size": 8}, "block size 8 not supported"),
+        (None, {"kv_cache_dtype": "fp8"}, "KV cache dtype fp8 not supported"),
+        (AttentionBackendEnum.CPU_MLA, {}, "--attention-backend CPU_MLA was asked for"),
+    ],
+    ids=str,
+)
+def test_other_mla_falls_to_vllm(
+    selected: AttentionBackendEnum | None,
+    layer: dict,
+    reason: str,
+    messages: pytest.LogCaptureFixture,
+) -> None:
+    chosen = _choose(selected, use_mla=True, **{"head_size": 576, **layer})
     assert "mla" in chosen.lower()
     assert not chosen.startswith("ascend_plugin")
     (record,) = messages.records
-    assert "MLA not supported" in record.getMessage()
+    assert reason in record.getMessage()
 
 
 def test_sparse_attention_is_refused_as_by_vllm() -> None:

@@ -103,6 +103,53 @@ def linear(
 
 
 @app.command()
+def mla(
+    variant: options.LatentVariants = None,
+    batch: options.MlaBatches = None,
+    context: options.AttentionContexts = None,
+    new_tokens: options.VerifiedTokens = 1,
+    heads: options.Heads = 16,
+    latent_dim: options.LatentDim = 512,
+    rotary_dim: options.RotaryDim = 64,
+    block_size: options.BlockSize = 128,
+    threads: options.Threads = None,
+    seconds: options.Seconds = 3.0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure decode steps of latent attention (MLA), by default of DeepSeek-V2-Lite's shape.
+
+    Every result is compared with a float64 oracle; a wrong one has no ratio, and exit code 1.
+    """
+    from ascend_plugin.bench.mla.cases import make_cases
+
+    shape = {"new_tokens": new_tokens, "heads": heads, "latent_dim": latent_dim}
+    shape |= {"rotary_dim": rotary_dim, "block_size": block_size}
+    wanted = make_cases(variant or ("bf16",), batch or (1, 8), context or (8192,), shape)
+    cpus = machine.available_cpus() if threads is None else threads
+    settings = AttentionSettings(cpus, seconds)
+    load = _load_average()
+    with clean_stdout() as stdout:
+        with progress() as report:
+            report("loading torch")
+            from ascend_plugin.bench.mla.runner import run_cases
+
+            rows, method = run_cases(wanted, settings, report)
+        isa = next((row.isa for row in rows if row.isa), None)
+        meta = machine.describe(settings.threads, isa, load) | method
+        if as_json:
+            write_json(stdout, [asdict(row) for row in rows], meta)
+        else:
+            from ascend_plugin.cli import tables
+
+            table_console(stdout).print(tables.mla_table(rows, meta))
+    if not all(row.parity_ok for row in rows):
+        raise BenchError(
+            "parity failed: at least one result is not that of the float64 reference, so no "
+            "speed-up is reported for it. Run the tests of the operators (tests/ops)."
+        )
+
+
+@app.command()
 def serve(
     model: options.Models = None,
     batch: options.ServeBatch = 8,

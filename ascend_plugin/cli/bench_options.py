@@ -88,6 +88,22 @@ LinearRows = Annotated[
 LinearGroup = Annotated[
     int, typer.Option(help="Inputs that share a scale; 0: one scale per column.")
 ]
+LatentVariants = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="bf16|fp16|fp32|c8d|c8d-fast|c8s|c8s-fast",
+        help="Element type, or int8 latents (queries and vLLM's cache are bf16 then; -fast: 8-bit "
+        "products); repeatable.",
+        show_default="bf16",
+    ),
+]
+MlaBatches = Annotated[
+    list[int] | None,
+    typer.Option(help="Sequences per call; repeatable.", show_default="1 and 8"),
+]
+VerifiedTokens = Annotated[int, typer.Option(help="Query tokens per sequence.")]
+LatentDim = Annotated[int, typer.Option(help="Elements of a latent (kv_lora_rank).")]
+RotaryDim = Annotated[int, typer.Option(help="Elements of a rotary part (qk_rope_head_dim).")]
 
 Models = Annotated[
     list[str] | None,

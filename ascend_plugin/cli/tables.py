@@ -8,6 +8,7 @@ from rich.table import Table
 
 from ascend_plugin.bench.attention.rows import AttentionRow
 from ascend_plugin.bench.linear.rows import LinearRow
+from ascend_plugin.bench.mla.cases import MlaRow
 from ascend_plugin.bench.npu_cost.rows import CostRow, KernelRow
 from ascend_plugin.bench.serve.runner import ServeRow
 
@@ -64,6 +65,33 @@ def linear_table(rows: Sequence[LinearRow], meta: Mapping[str, object]) -> Table
             _number(row.gflop_per_s),
             _number(row.rel_l2),
             _number(row.stock_rel_l2),
+            row.note or "",
+        )
+    return table
+
+
+def mla_table(rows: Sequence[MlaRow], meta: Mapping[str, object]) -> Table:
+    """Return the table of ``bench mla``."""
+    table = _table(f"latent attention, {_where(meta)}")
+    table.add_column("case")
+    table.add_column("runs on")
+    speed = ("ms", "vLLM ms", "ratio", "GFLOP/s", "vLLM GFLOP/s", "GB/s")
+    for name in (*speed, "rel L2", "vLLM rel L2", "bytes/token"):
+        table.add_column(name, justify="right")
+    table.add_column("note")
+    for row in rows:
+        table.add_row(
+            f"{row.variant} batch {row.batch} context {row.context} heads {row.heads}",
+            row.isa or row.implementation,
+            _number(row.time_ms),
+            _number(row.stock_time_ms),
+            _ratio(row.parity_ok, row.ratio_vs_stock),
+            _number(row.gflop_per_s),
+            _number(row.stock_gflop_per_s),
+            _number(row.gb_per_s),
+            _number(row.rel_l2_vs_fp64),
+            _number(row.stock_rel_l2_vs_fp64),
+            str(row.bytes_per_token),
             row.note or "",
         )
     return table

@@ -1,0 +1,1 @@
+"""``bench mla``: decode of latent attention against vLLM's own CPU operator."""

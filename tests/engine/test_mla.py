@@ -149,29 +149,29 @@ def _mean_difference(one: list[list[float]], two: list[list[float]]) -> float:
     return sum(abs(a - b) for a, b in pairs) / len(pairs)
 
 
-def test_int8_latents(plugin: EngineProcess, deepseek: Any) -> None:
-    """The error of int8 latents on logprobs is small, and as without chunks and drafts."""
+def test_the_errors_of_other_types(plugin: EngineProcess, deepseek: Any) -> None:
+    """Int8 latents cost no more than running the model in bfloat16, float16 little."""
     model = deepseek("v3")
     exact = plugin.run(settings(model), SCORE).runs[0]["scores"]
-    answer = plugin.run(settings(model, **INT8), SCORE, RUN)
-    backend = "AscendCPUMLABackendC8D"
-    assert_is_plugin(answer, backend=backend, dtype="torch.int8")
-    assert 0 < _mean_difference(exact, answer.runs[0]["scores"]) < 0.05
-    rows, saturated, *_ = answer.counters["c8d"]
-    assert rows > 2 * sum(map(len, PROMPTS))
-    assert not saturated
+
+    def error(dtype: str = "float32", **more: Any) -> float:
+        answer = plugin.run(settings(model, **more) | {"dtype": dtype}, SCORE)
+        return _mean_difference(exact, answer.runs[0]["scores"])
+
+    half = error("bfloat16")
+    assert 0 < error("float16") < half / 2
+    assert 0 < error(**INT8) < half
+    assert 0 < error("bfloat16", **INT8) < 2 * half  # 16-bit products of integers
     fast = {"kv_cache": {"precision": "fast"}}
-    coarse = plugin.run(settings(model, additional_config=fast, **INT8), SCORE).runs[0]["scores"]
-    assert 0 < _mean_difference(exact, coarse) < 0.1
+    assert 0 < error("bfloat16", additional_config=fast, **INT8) < 2 * half
 
 
-def test_half_precision_serves(plugin: EngineProcess, deepseek: Any) -> None:
-    model = deepseek("v3")
-    exact = plugin.run(settings(model), SCORE).runs[0]["scores"]
-    for dtype in ("bfloat16", "float16"):
-        for more in ({}, INT8):
-            answer = plugin.run(settings(model, **more) | {"dtype": dtype}, SCORE)
-            assert 0 < _mean_difference(exact, answer.runs[0]["scores"]) < 0.2
+def test_int8_is_counted(plugin: EngineProcess, deepseek: Any) -> None:
+    answer = plugin.run(settings(deepseek("v3"), **INT8), RUN)
+    assert_is_plugin(answer, backend="AscendCPUMLABackendC8D", dtype="torch.int8")
+    rows, saturated, *_ = answer.counters["c8d"]
+    assert rows >= 2 * sum(map(len, PROMPTS))  # layers, less what the prefix cache had
+    assert not saturated
 
 
 def _write_with_scales(path: Path, source: str, scale: float) -> str:
@@ -198,9 +198,10 @@ def test_static_scales_of_modelslim(plugin: EngineProcess, deepseek: Any, tmp_pa
     fitting = _write_with_scales(tmp_path / "fitting", model, 4.0 / 127)
     answer = plugin.run(settings(fitting, **INT8), SCORE)
     assert_is_plugin(answer, backend="AscendCPUMLABackendC8S", dtype="torch.int8")
-    assert 0 < _mean_difference(exact, answer.runs[0]["scores"]) < 0.1
+    fitted = _mean_difference(exact, answer.runs[0]["scores"])
+    assert fitted > 0
     # A scale that cuts every latent off is seen in the answers, and counted.
     small = _write_with_scales(tmp_path / "small", model, 0.1 / 127)
     cut = plugin.run(settings(small, **INT8), SCORE)
-    assert _mean_difference(exact, cut.runs[0]["scores"]) > 0.2
+    assert _mean_difference(exact, cut.runs[0]["scores"]) > 2 * fitted
     assert cut.counters["c8s"][1] > 0.9 * cut.counters["c8s"][0] > 0

@@ -35,7 +35,13 @@ _SHAPE = {
 
 #: Settings that set a version of the architecture apart.
 _VERSIONS: dict[str, dict[str, Any]] = {
-    "v3": {"q_lora_rank": 48, "norm_topk_prob": True, "routed_scaling_factor": 1.5},
+    "v3": {
+        "q_lora_rank": 48,
+        "topk_method": "noaux_tc",  # vLLM makes the bias of the routing for this one only
+        "scoring_func": "sigmoid",
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.5,
+    },
     "v2": {
         "q_lora_rank": None,
         "topk_method": "greedy",

@@ -231,4 +231,5 @@ def _array(pages: torch.Tensor, offset: int, count: int, dtype: torch.dtype) -> 
 
 def _fractals(array: torch.Tensor, block_size: int) -> torch.Tensor:
     c0 = column_group(array.element_size())
-    return array.unflatten(-1, (-1, block_size, c0))
+    fractals: torch.Tensor = array.unflatten(-1, (-1, block_size, c0))
+    return fractals

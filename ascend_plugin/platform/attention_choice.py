@@ -62,11 +62,12 @@ def latents_refused(vllm_config: VllmConfig) -> list[str]:
     if getattr(config, "index_topk", None) is not None:
         return ["attention to chosen tokens (sparse MLA)"]
     cache = vllm_config.cache_config
-    dims = [getattr(config, name, None) for name in ("kv_lora_rank", "qk_rope_head_dim")]
-    if None in dims:
-        return [f"kv_lora_rank and qk_rope_head_dim of {dims}"]
+    latent_dim = getattr(config, "kv_lora_rank", None)
+    rotary_dim = getattr(config, "qk_rope_head_dim", None)
+    if latent_dim is None or rotary_dim is None:
+        return [f"kv_lora_rank {latent_dim} and qk_rope_head_dim {rotary_dim}"]
     try:
-        latent.check_dims(*dims)
+        latent.check_dims(latent_dim, rotary_dim)
         if cache.user_specified_block_size:
             checks.check_block_size(cache.block_size)
     except ValueError as error:

@@ -95,10 +95,21 @@ def mla_attention(
     Raises:
         ValueError: a shape, dtype, stride or block id is not as above.
     """
-    rest = (scale, causal, channel_scales, fast)
     call = torch.ops.ascend_plugin.mla_attention if needs_dispatcher(pages) else _cpu
-    batch = (query_start_loc, seq_lens, block_table)
-    call(query, query_rotary, pages, out, *batch, layout, *rest)
+    call(
+        query,
+        query_rotary,
+        pages,
+        out,
+        query_start_loc,
+        seq_lens,
+        block_table,
+        layout,
+        scale,
+        causal,
+        channel_scales,
+        fast,
+    )
 
 
 def _cpu(

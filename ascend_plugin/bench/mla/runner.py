@@ -268,11 +268,14 @@ def _run_case(case: MlaCase, stock: StockMla, settings: Settings) -> MlaRow:
         "stock_rel_l2_vs_fp64": stock_error,
     }
     shape = ("variant", "batch", "context", "new_tokens", "heads")
+    rounded: dict[str, Any] = {
+        name: None if x is None else float(f"{x:.4g}") for name, x in numbers.items()
+    }
     return MlaRow(
         **{
             name: getattr(case, name) for name in (*shape, "latent_dim", "rotary_dim", "block_size")
         },
-        **{name: None if x is None else float(f"{x:.4g}") for name, x in numbers.items()},
+        **rounded,
         implementation=ours.implementation,
         isa=ours.isa,
         threads=settings.threads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ _MARK = "_ascend_plugin_patch"
 def apply_patches() -> None:
     """Apply every patch; safe to call more than once and in every process."""
     _refuse_out_of_vocabulary_prompts()
+    _explain_a_missing_mtp_layer()
     _show_counters_of_several_servers()
 
 
@@ -20,6 +22,7 @@ def apply_worker_patches() -> None:
     """Apply the patches of code that only workers load; safe to call more than once."""
     _keep_kv_scales_from_models()
     _rotate_views_on_cpus()
+    _draft_from_the_next_token_of_a_chunk()
 
 
 def apply_npu_patches() -> None:
@@ -65,6 +68,35 @@ def _refuse_out_of_vocabulary_prompts() -> None:
 
     setattr(validate_token_ids, _MARK, True)
     BaseRenderer.validate_token_ids = validate_token_ids
+
+
+def _explain_a_missing_mtp_layer() -> None:
+    """Say what is wrong when ``{"method": "mtp"}`` is asked of a model without such a layer.
+
+    Why: vLLM says "Unsupported speculative method: 'mtp'", as if it did not know the method.
+    Remove when: it names the model and what it lacks.
+    """
+    from vllm.config.speculative import SpeculativeConfig
+
+    original: Callable[[Any], None] = SpeculativeConfig.__post_init__
+    if getattr(original, _MARK, False):
+        return
+
+    @functools.wraps(original)
+    def __post_init__(self: Any) -> None:
+        try:
+            original(self)
+        except NotImplementedError as error:
+            if self.method != "mtp" or self.draft_model_config is None:
+                raise
+            raise ValueError(
+                f"--speculative-config asks for method 'mtp', and {self.model} "
+                f"({', '.join(self.draft_model_config.architectures)}) has no MTP layer. Train one "
+                "with 'ascend-plugin mtp train', or use method 'ngram', which needs none."
+            ) from error
+
+    setattr(__post_init__, _MARK, True)
+    SpeculativeConfig.__post_init__ = __post_init__
 
 
 def _keep_kv_scales_from_models() -> None:
@@ -118,6 +150,52 @@ def _rotate_views_on_cpus() -> None:
 
     setattr(forward_cpu, _MARK, True)
     RotaryEmbedding.forward_cpu = forward_cpu
+
+
+def _draft_from_the_next_token_of_a_chunk() -> None:
+    """Give a draft layer the token that follows a chunk of a prompt, not the prompt's last.
+
+    Why: while a prompt is prefilled in chunks, the draft layer's key and value of a chunk's last
+    position are made from the hidden state there and the embedding of the next token.
+    ``prepare_next_token_ids_padded`` takes the last token that the request has instead. The wrong
+    key stays for good, also in the prefix cache: fewer drafts are accepted, more with every chunk.
+    Remove when: it takes the token at the end of what is scheduled, as
+    ``prepare_next_token_ids_cpu`` does.
+    """
+    from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    prepare: Callable[..., Any] = SpecDecodeBaseProposer.prepare_next_token_ids_padded
+    propose: Callable[..., Any] = GPUModelRunner.propose_draft_token_ids
+    if getattr(prepare, _MARK, False):
+        return
+
+    @functools.wraps(propose)
+    def propose_draft_token_ids(self: Any, scheduler_output: Any, *args: Any, **kw: Any) -> Any:
+        self.drafter.scheduled_tokens = scheduler_output.num_scheduled_tokens
+        return propose(self, scheduler_output, *args, **kw)
+
+    @functools.wraps(prepare)
+    def prepare_next_token_ids_padded(
+        self: Any, sampled_token_ids: Any, requests: Any, gpu_input_batch: Any, mask: Any
+    ) -> Any:
+        ends = gpu_input_batch.num_tokens_no_spec.copy()
+        scheduled = getattr(self, "scheduled_tokens", {})
+        for i, name in enumerate(gpu_input_batch.req_ids):
+            end = int(gpu_input_batch.num_computed_tokens_cpu[i]) + scheduled.get(name, 0)
+            if end < requests[name].num_tokens:
+                ends[i] = end + 1
+        batch = types.SimpleNamespace(
+            num_reqs=gpu_input_batch.num_reqs,
+            req_ids=gpu_input_batch.req_ids,
+            vocab_size=gpu_input_batch.vocab_size,
+            num_tokens_no_spec=ends,
+        )
+        return prepare(self, sampled_token_ids, requests, batch, mask)
+
+    setattr(prepare_next_token_ids_padded, _MARK, True)
+    SpecDecodeBaseProposer.prepare_next_token_ids_padded = prepare_next_token_ids_padded
+    GPUModelRunner.propose_draft_token_ids = propose_draft_token_ids
 
 
 def _show_counters_of_several_servers() -> None:

@@ -178,11 +178,15 @@ def _variants(
         found = layer_variants(patterns, default, indices, total, complete=complete)
     except LayerPatternError as error:
         raise ConfigError(str(error)) from None
-    for name, index in indices.items():
-        # Layers of a draft are not calibrated with the model.
-        if index >= total and found[name].static:
-            found[name] = Quantisation.C8D
-    return found
+    # Layers of a draft are not calibrated with the model.
+    drafts = [name for name, index in indices.items() if index >= total and found[name].static]
+    if drafts:
+        logger.info(
+            "Static scales are those of the model's own %d layers; the draft's (%s) take c8d.",
+            total,
+            ", ".join(drafts),
+        )
+    return found | dict.fromkeys(drafts, Quantisation.C8D)
 
 
 def _scales(

@@ -14,6 +14,7 @@ from ascend_plugin.cli.calibrate import app as calibrate_app
 from ascend_plugin.cli.doctor.command import doctor
 from ascend_plugin.cli.evaluate import app as eval_app
 from ascend_plugin.cli.inspect import inspect
+from ascend_plugin.cli.mtp import app as mtp_app
 from ascend_plugin.cli.quantize import convert, quantize
 from ascend_plugin.cli.sim import app as sim_app
 from ascend_plugin.model.cli import app as model_app
@@ -29,6 +30,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(bench_app, name="bench")
 app.add_typer(calibrate_app, name="calibrate")
 app.add_typer(eval_app, name="eval")
+app.add_typer(mtp_app, name="mtp")
 app.add_typer(sim_app, name="sim")
 app.command()(doctor)
 app.command()(inspect)

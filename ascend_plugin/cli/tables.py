@@ -11,6 +11,7 @@ from ascend_plugin.bench.linear.rows import LinearRow
 from ascend_plugin.bench.mla.cases import MlaRow
 from ascend_plugin.bench.npu_cost.rows import CostRow, KernelRow
 from ascend_plugin.bench.serve.runner import ServeRow
+from ascend_plugin.mtp.evaluate import EvalResult
 
 
 def attention_table(rows: Sequence[AttentionRow], meta: Mapping[str, object]) -> Table:
@@ -176,6 +177,24 @@ def kernel_table(rows: Sequence[KernelRow], meta: Mapping[str, object]) -> Table
             "" if row.busiest is None else f"{row.busiest} {row.busiest_cycles}",
             row.note or "",
         )
+    return table
+
+
+def mtp_table(result: EvalResult, meta: Mapping[str, object]) -> Table:
+    """Return the table of ``mtp eval``."""
+    table = _table(f"{meta['model']}, {meta['drafts']} drafts, {_where(meta)}")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    for i, share in enumerate(result.acceptance):
+        table.add_row(f"proposals whose draft {i + 1} was accepted", f"{100 * share:.1f} %")
+    table.add_row("tokens per proposal", f"{result.mean_accepted_length:.2f}")
+    table.add_row("proposals", str(result.proposals))
+    table.add_row("prompts with another answer (near-ties)", str(result.different))
+    for size, ratio in (("1", result.speedup_b1), ("8", result.speedup_b8)):
+        if ratio is not None:
+            with_, without = result.decode[size]
+            speed = f"[bold]{ratio:.2f}×[/] ({with_:.1f} and {without:.1f} tok/s)"
+            table.add_row(f"decode at batch {size}, with and without", speed)
     return table
 
 

@@ -32,6 +32,8 @@ class _Architecture:
     softcap: bool = False
     experts: bool = False
     """Several networks in a layer, of which each token uses some."""
+    mtp: bool = False
+    """A layer that drafts the token after the next one, and is often right."""
 
 
 ARCHITECTURES = {
@@ -40,9 +42,16 @@ ARCHITECTURES = {
     "qwen3": _Architecture("Qwen3ForCausalLM", qk_norm=True),
     "qwen3_moe": _Architecture("Qwen3MoeForCausalLM", qk_norm=True, experts=True),
     "mistral": _Architecture("MistralForCausalLM", window=True),
+    "mimo": _Architecture("MiMoForCausalLM", qkv_bias=True, mtp=True),
     "gemma2": _Architecture("Gemma2ForCausalLM", gemma=True, window=True, softcap=True),
 }
-"""Architectures by ``model_type``."""
+"""Architectures by ``model_type``; MiMo's is that of Qwen2, transformers knows no other."""
+
+#: How much less the later layers of a model with a draft layer add than the first, which the draft
+#: layer is a copy of: the less, the more drafts are right.
+_LATER_LAYERS = 0.3
+#: What a draft sees of the hidden state beside the embedding of the next token.
+_HIDDEN_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +111,8 @@ def write_tiny_llama(
         raise ValueError(f"architecture {architecture!r}: choose one of {sorted(ARCHITECTURES)}")
     arch = ARCHITECTURES[architecture]
     _check(arch, shape, dtype, sliding_window, attn_softcap)
-    config = {"model_type": architecture, "torch_dtype": dtype, **_shape_config(shape)}
+    model_type = "qwen2" if arch.mtp else architecture
+    config = {"model_type": model_type, "torch_dtype": dtype, **_shape_config(shape)}
     config |= _special_config(arch, shape, sliding_window, attn_softcap, max_position)
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -175,6 +185,8 @@ def _special_config(
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
         }
+    if arch.mtp:
+        config |= {"num_nextn_predict_layers": 1, "use_sliding_window": False}
     if not arch.gemma:
         config["hidden_act"] = "silu"
         return config | ({"sliding_window": window} if arch.window else {})
@@ -199,7 +211,32 @@ def _weights(arch: _Architecture, shape: _Shape, dtype: str, seed: int) -> dict[
     for name, size, scale, mean in _parameters(arch, shape):
         values = torch.randn(size, generator=generator) * scale + mean
         weights[name] = values.to(getattr(torch, dtype))
+    if arch.mtp:
+        weights |= _draft_layer(weights, shape)
     return weights
+
+
+def _draft_layer(weights: dict[str, torch.Tensor], shape: _Shape) -> dict[str, torch.Tensor]:
+    """Returns a layer in MiMo's layout that does to the next token what the first layer does."""
+    import torch
+
+    first, draft = "model.layers.0.", "model.mtp_layers.0."
+    for name, weight in weights.items():
+        later = name.startswith("model.layers.") and not name.startswith(first)
+        if later and name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight *= _LATER_LAYERS
+    found = {
+        draft + name.removeprefix(first): weight.clone()
+        for name, weight in weights.items()
+        if name.startswith(first)
+    }
+    norm = weights["model.norm.weight"]
+    unit = torch.eye(shape.hidden, dtype=norm.dtype)
+    found[draft + "input_proj.weight"] = torch.cat([_HIDDEN_SHARE * unit, unit], 1)
+    found[draft + "final_layernorm.weight"] = norm.clone()
+    for part in ("token", "hidden"):
+        found[f"{draft}{part}_layernorm.weight"] = torch.ones_like(norm)
+    return found
 
 
 def _parameters(

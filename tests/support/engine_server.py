@@ -16,7 +16,11 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import mtp_faults
 from measuring import unmeasured
+
+#: What counters of speculation begin with.
+_DRAFTS = "vllm:spec_decode_num_"
 
 
 def main() -> None:
@@ -48,7 +52,7 @@ class EngineKeeper:
             self.stop()
             self.start(job["engine"])
         before = _counters()
-        runs = [self.generate(run) for run in job["runs"]]
+        runs = [self._run(run) for run in job["runs"]]
         counted = {
             variant: [
                 now - then for now, then in zip(counts, before.get(variant, [0] * 4), strict=True)
@@ -85,6 +89,18 @@ class EngineKeeper:
         gc.collect()
         with _no_collection():
             cleanup_dist_env_and_memory()
+
+    def _run(self, run: dict[str, Any]) -> dict[str, Any]:
+        """Run one, and say how many drafts were made and accepted meanwhile."""
+        before = self.metrics()
+        with mtp_faults.planted(run.get("fault")):
+            found = self.generate(run)
+        drafts = {
+            name.removeprefix(_DRAFTS): value - before.get(name, 0)
+            for name, value in self.metrics().items()
+            if name.startswith(_DRAFTS)
+        }
+        return found | ({"drafts": drafts} if drafts else {})
 
     def generate(self, run: dict[str, Any]) -> dict[str, Any]:
         """Generate greedily; a refused request is told, not raised."""
@@ -151,13 +167,15 @@ class EngineKeeper:
         return core.model_executor.driver_worker.worker.model_runner
 
     def metrics(self) -> dict[str, float]:
-        """Every counter and gauge of the engine, added up over its labels."""
-        from vllm.v1.metrics.reader import Counter, Gauge
+        """Every counter and gauge of the engine, added up over its labels; vectors by place."""
+        from vllm.v1.metrics.reader import Counter, Gauge, Vector
 
         totals: dict[str, float] = {}
         for metric in self.llm.get_metrics():
             if isinstance(metric, Counter | Gauge):
                 totals[metric.name] = totals.get(metric.name, 0) + metric.value
+            elif isinstance(metric, Vector):
+                totals |= {f"{metric.name}_{i}": value for i, value in enumerate(metric.values)}
         return totals
 
     def made_of(self) -> dict[str, Any]:

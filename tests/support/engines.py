@@ -76,7 +76,8 @@ class EngineProcess:
         if job not in self._known:
             self._known[job] = self._ask(job, timeout)
             on_npu = self._known[job].made_of.get("platform") == "AscendNPUPlatform"
-            if "speculative_config" in engine and not on_npu:
+            method = engine.get("speculative_config", {}).get("method")
+            if method == "ngram" and not on_npu:
                 # The n-gram proposer imports numba, which the next engine of a process does not
                 # survive: vllm/triton_utils/dispatcher.py, _rebind_kernels. (The NPU's platform
                 # replaces its kernels once in a process.)

@@ -1,0 +1,109 @@
+"""What a draft layer must draft, in plain torch: the engine's acceptance has to be exactly this.
+
+Speculation is lossless, so a wrong key or position of a draft never shows in the tokens; it shows
+in how many drafts are accepted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from implementations import threads
+from safetensors.torch import load_file
+
+from ascend_plugin.mtp.base import LayerShape
+from ascend_plugin.mtp.layer import PREFIX, Keys, MTPLayer, shift
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How a request went: proposals that were verified, and accepted drafts by place."""
+
+    proposals: int
+    accepted: tuple[int, ...]
+
+    def __add__(self, other: Counts) -> Counts:
+        places = zip(self.accepted, other.accepted, strict=True)
+        return Counts(self.proposals + other.proposals, tuple(a + b for a, b in places))
+
+
+class OfflineMTP:
+    """A base model of transformers and its draft layer, in float32."""
+
+    def __init__(self, path: str) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        config = self.base.config
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        self.layer = MTPLayer(
+            LayerShape(
+                hidden,
+                config.intermediate_size,
+                heads,
+                config.num_key_value_heads,
+                hidden // heads,
+                config.vocab_size,
+                config.rms_norm_eps,
+            )
+        )
+        weights: dict[str, torch.Tensor] = {}
+        for file in Path(path).glob("*.safetensors"):
+            weights |= load_file(file)
+        self.layer.load_state_dict(
+            {k.removeprefix(PREFIX): v.float() for k, v in weights.items() if k.startswith(PREFIX)}
+        )
+
+    @torch.no_grad()
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return the base's logits ``[batch, tokens, vocabulary]``."""
+        return self.base(input_ids=tokens, use_cache=False).logits
+
+    @torch.no_grad()
+    def drafts(self, text: list[int], count: int) -> torch.Tensor:
+        """Return the draft ``[count, tokens - 1]`` of each pass at each position.
+
+        Position p of pass s drafts token p + 2, in a chain that began s positions earlier and was
+        right so far.
+        """
+        kept: list[torch.Tensor] = []
+        inner = self.base.model
+        hook = inner.norm.register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+        inner(input_ids=torch.tensor([text]), use_cache=False)
+        hook.remove()
+        hidden = kept[0][:, :-1]
+        embedding = inner.embed_tokens(torch.tensor([text[1:]]))
+        positions = torch.arange(len(text) - 1)[None]
+        cos, sin = inner.rotary_emb(hidden, positions)
+        passes: list[Keys] = []
+        found = []
+        for _ in range(count):
+            output = self.layer(hidden, embedding, (cos[0], sin[0]), passes)
+            found.append(self.base.lm_head(output)[0].argmax(-1))
+            hidden = shift(output)
+        return torch.stack(found)
+
+    def walk(self, prompt: list[int], text: list[int], tokens: int, drafts: int) -> Counts:
+        """Speculate greedily: verify proposals until so many tokens are generated.
+
+        Args:
+            prompt: what the engine was given.
+            text: the prompt and the base's greedy continuation, at least ``drafts`` tokens longer
+                than what is generated.
+            tokens: to generate.
+            drafts: of a proposal.
+        """
+        with threads(1):
+            proposed = self.drafts(text, drafts)
+        known = len(prompt) + 1
+        proposals, accepted = 0, [0] * drafts
+        while known - len(prompt) < tokens:
+            proposals += 1
+            right = 0
+            while right < drafts and proposed[right, known - 2 + right] == text[known + right]:
+                accepted[right] += 1
+                right += 1
+            known += right + 1
+        return Counts(proposals, tuple(accepted))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -131,25 +130,29 @@ class Trainer:
 
     def run(self, report: Progress) -> Course:
         """Train until time, epochs or patience end; ``best_weights`` are those to keep."""
-        plan, course = self.plan, self.course
-        started, before = time.monotonic(), course.seconds
+        course = self.course
+        started = time.monotonic() - course.seconds
         losses: list[float] = []
         while not self._done():
-            groups = list(epoch(self._readings, plan.batch_tokens, plan.seed + course.epoch))
+            groups = list(epoch(self._readings, self.plan.batch_tokens, self._seed(course.epoch)))
             for group in groups[course.batch :]:
                 self._set_rates()
                 losses.append(self._step(Batch.of(group)))
                 course.batch += 1
                 course.step += 1
-                course.seconds = before + time.monotonic() - started
-                if course.step % plan.check_steps == 0 or course.seconds > plan.minutes * 60:
-                    self._check(sum(losses) / len(losses), report)
-                    course.seconds = before + time.monotonic() - started
-                    losses.clear()
-                    if self._done():
-                        return course
+                course.seconds = time.monotonic() - started
+                if course.step % self.plan.check_steps == 0 or self._done():
+                    self._check(losses, report)
+                    course.seconds = time.monotonic() - started
+                if self._done():
+                    return course
             course.epoch, course.batch = course.epoch + 1, 0
+        if losses:
+            self._check(losses, report)
         return course
+
+    def _seed(self, number: int) -> int:
+        return self.plan.seed * 1_000_003 + number
 
     def _done(self) -> bool:
         plan, course = self.plan, self.course
@@ -174,7 +177,9 @@ class Trainer:
         """Learn from one batch; return the loss of first drafts."""
         hidden = batch.hidden.to(self.base.device).float()
         size = hidden.pow(2).mean(-1, keepdim=True).sqrt()
-        hidden = hidden + self.plan.noise * size * torch.randn_like(hidden)
+        generator = torch.Generator(hidden.device).manual_seed(self._seed(self.course.step))
+        noise = torch.randn(hidden.shape, generator=generator, device=hidden.device)
+        hidden = hidden + self.plan.noise * size * noise
         embedding = self.base.embedding[batch.next_ids.to(self.base.device)].float()
         with torch.no_grad():
             wanted = torch.nn.functional.rms_norm(
@@ -205,9 +210,11 @@ class Trainer:
         self.course.tokens += int(batch.used.sum())
         return losses[0]
 
-    def _check(self, loss: float, report: Progress) -> None:
-        """Validate, keep the best, and save."""
+    def _check(self, losses: list[float], report: Progress) -> None:
+        """Validate, keep the best, and save; ``losses`` are those since the last time."""
         course = self.course
+        loss = sum(losses) / len(losses)
+        losses.clear()
         rates = acceptance(self.layer, self.base, self._held_out)
         best = course.best()
         course.points.append(
@@ -293,7 +300,8 @@ def acceptance(
         batch_tokens: tokens at once.
 
     Returns:
-        For each place in a chain the share that is right among those whose predecessors are.
+        For each place in a chain the share that is right among those whose predecessors are; 0
+        where none got so far.
     """
     reached, right = [0] * drafts, [0] * drafts
     for group in epoch(readings, batch_tokens, 0):
@@ -314,7 +322,7 @@ def acceptance(
             alive = torch.cat([torch.zeros_like(hit[:, :1]), hit[:, :-1]], 1)
             alive &= batch.used.to(base.device)
             hidden = shift(output)
-    return [round(r / n, 4) if n else math.nan for r, n in zip(right, reached, strict=True)]
+    return [round(r / n, 4) if n else 0.0 for r, n in zip(right, reached, strict=True)]
 
 
 def save_curve(path: Path, course: Course) -> None:

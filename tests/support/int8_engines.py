@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_engines import TinyModels, settings
 
 from ascend_plugin.kv_cache.scales import LayerScales, save_kv_scales
+from ascend_plugin.mtp.layer import PREFIX
 
 VARIANTS = ("c8d", "c8s", "c8p")
 
@@ -87,6 +88,10 @@ def make_loud(path: str) -> None:
             weight[0] = 0.0
         elif weight.dim() == 2:
             weight[:, 0] = 0.0
+    for name in weights:
+        if name.startswith(PREFIX) and name.endswith(("k_proj.weight", "v_proj.weight")):
+            # A draft layer is a copy of the first one, or its drafts would be noise.
+            weights[name] = weights["model.layers.0." + name.removeprefix(PREFIX)].clone()
     save_file(weights, file, {"format": "pt"})
 
 

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ascend_plugin.kv_eval.text import text_digest
-from ascend_plugin.mtp.base import BaseModel
+from ascend_plugin.mtp.base import BaseModel, check_base, read_config
 from ascend_plugin.mtp.checkpoint import attach, save_layer
 from ascend_plugin.mtp.errors import MTPError
 from ascend_plugin.mtp.hidden import HiddenCache, Reading, text_samples
@@ -73,6 +73,7 @@ def run(request: TrainRequest, report: Progress) -> TrainResult:
     Raises:
         MTPError: it cannot be trained.
     """
+    check_base(read_config(request.model), request.model)
     _claim(request)
     report("loading the base", 0, 1)
     base = BaseModel(request.model, request.device)

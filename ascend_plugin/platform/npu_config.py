@@ -11,6 +11,7 @@ import torch
 from ascend_plugin.config import INT8_DTYPE, ConfigError, KVCacheConfig, PluginConfig
 from ascend_plugin.device import DEVICE_VARIABLE
 from ascend_plugin.ops.ascendc.library import why_missing
+from ascend_plugin.ops.npu.ascendc import MAX_QUERY
 
 if TYPE_CHECKING:
     from vllm.config import CompilationConfig, VllmConfig
@@ -56,10 +57,24 @@ def _refuse(vllm_config: VllmConfig, config: PluginConfig) -> None:
             "dtype float32 is not served on an NPU: its fused attention takes bfloat16 and "
             f"float16. Set --dtype bfloat16, or {DEVICE_VARIABLE}=cpu to serve on the CPU."
         )
+    _refuse_long_proposals(vllm_config)
     if model.use_mla:
         raise ConfigError(
             "multi-head latent attention (MLA) is not served on an NPU by this version. Set "
             f"{DEVICE_VARIABLE}=cpu to serve on the CPU."
+        )
+
+
+def _refuse_long_proposals(vllm_config: VllmConfig) -> None:
+    """Refuse more drafts than a pass of the attention verifies."""
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return
+    count, most = speculative.num_speculative_tokens, MAX_QUERY - 1
+    if count is not None and count > most:
+        raise ConfigError(
+            f"num_speculative_tokens={count} is not served on an NPU: its attention verifies up to "
+            f"{MAX_QUERY} tokens of a sequence at once. Allowed are 1 to {most}."
         )
 
 
@@ -94,12 +109,17 @@ def _use_host_lengths(vllm_config: VllmConfig) -> None:
     """Keep exact lengths on the host, where the fused attention wants them.
 
     With drafts scheduled ahead of their verification, only the device would know how many were
-    accepted, and every step would have to wait for it.
+    accepted, and every step would have to wait for it. The same holds for layers that draft: with
+    rejected drafts as padding, the lengths of all drafts but the first would be too long.
     """
-    scheduler = vllm_config.scheduler_config
-    if vllm_config.speculative_config is not None and scheduler.async_scheduling:
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return
+    if vllm_config.scheduler_config.async_scheduling:
         logger.info("Asynchronous scheduling is switched off: speculation needs exact lengths.")
-        scheduler.async_scheduling = False
+        vllm_config.scheduler_config.async_scheduling = False
+    if speculative.use_eagle():  # MTP layers too
+        speculative.disable_padded_drafter_batch = True
 
 
 def _configure_compilation(compilation: CompilationConfig) -> None:

@@ -1,7 +1,8 @@
 """Kernels of vLLM's model runner and sampler that exist in Triton only, in operators of torch.
 
 They run on the device and wait for nothing. Names of arguments are vLLM's.
-Source: ``vllm/v1/worker/block_table.py`` and ``vllm/v1/sample/rejection_sampler.py``.
+Source: ``vllm/v1/worker/block_table.py``, ``vllm/v1/sample/rejection_sampler.py`` and
+``vllm/v1/spec_decode/utils.py``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def register() -> None:
             f"{sampler}.rejection_random_sample_kernel": reject_randomly,
             f"{sampler}.expand_kernel": expand,
             f"{sampler}.sample_recovered_tokens_kernel": sample_recovered,
+            "vllm.v1.spec_decode.utils.eagle_step_slot_mapping_metadata_kernel": advance_drafts,
         }
     )
 
@@ -244,3 +246,39 @@ def sample_recovered(
     owner = _owner(cu_num_draft_tokens_ptr, tokens).clamp(max=inv_q_ptr.shape[0] - 1)
     scores = probs * inv_q_ptr.index_select(0, owner)
     output_token_ids_ptr.copy_(scores.argmax(1))
+
+
+def advance_drafts(
+    positions: Tensor,
+    block_table: Tensor,
+    block_table_stride: int,
+    seq_lens: Tensor,
+    out_clamped_positions: Tensor,
+    out_slot_mapping: Tensor,
+    block_size: int,
+    max_model_len: int,
+    n_blocks_per_req: int,
+    PAD_ID: int,
+    batch_size: int | None = None,
+) -> None:
+    """Move every sequence on by one draft: its position, its slot and its length.
+
+    A position behind the end of what the model takes becomes 0, with a slot of padding and length
+    1: such a draft is never verified.
+    """
+    sequences = positions.shape[0]
+    position = positions + 1
+    beyond = position >= max_model_len
+    position = torch.where(beyond, 0, position)
+    column = torch.div(position, block_size, rounding_mode="floor").clamp(max=n_blocks_per_req - 1)
+    rows = torch.arange(sequences, device=positions.device, dtype=column.dtype)
+    entry = (rows * block_table_stride + column).to(torch.int64)
+    width = block_table.shape[0] * block_table_stride
+    blocks = block_table.as_strided((width,), (1,)).index_select(0, entry)
+    slots = blocks * block_size + (position - column * block_size)
+    slots = torch.where(beyond, PAD_ID, slots)
+    lengths = torch.where(beyond, 1, seq_lens[:sequences] + 1).clamp(max=max_model_len)
+    out_clamped_positions.copy_(position)
+    out_slot_mapping[:sequences].copy_(slots)
+    out_slot_mapping[sequences:].fill_(PAD_ID)
+    seq_lens[:sequences].copy_(lengths)

@@ -13,12 +13,6 @@ from ascend_plugin.mtp.base import BaseModel
 from ascend_plugin.mtp.hidden import HiddenCache, Reading
 from ascend_plugin.mtp.sampling import Sample
 
-TEXT = "\n\n".join(
-    f"Paragraph {i} says that a page holds one block of tokens of one layer, with everything that "
-    f"attention over it needs, and that number {i * 7} is {'odd' if i % 2 else 'even'}; it goes on "
-    "for a while so that there is something to continue, and then it ends."
-    for i in range(40)
-)
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

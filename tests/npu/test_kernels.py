@@ -167,3 +167,20 @@ def test_values_of_sequences_are_given_to_their_tokens(device: torch.device) -> 
     values = torch.tensor([1.0, 2.0, 3.0], device=device)
     npu_kernels.expand(out, values, _ends([3, 0, 2]).to(device), 3.0, 9.0)
     assert out.cpu().tolist() == [1.0, 1.0, 1.0, 9.0, 9.0]
+
+
+def test_drafts_advance(device: torch.device) -> None:
+    """One position, slot and length further; the last sequence is at the end of the model."""
+    block, longest = 16, 64
+    table = torch.randperm(12).to(torch.int32).view(3, 4)
+    positions = torch.tensor([5, 31, 63])
+    lengths = torch.tensor([6, 32, 64, 9], dtype=torch.int32, device=device)
+    out = torch.full((3,), 99, device=device)
+    slots = torch.full((5,), 99, device=device)
+    npu_kernels.advance_drafts(
+        positions.to(device), table.to(device), 4, lengths, out, slots, block, longest, 4, -1, 3
+    )
+    assert out.cpu().tolist() == [6, 32, 0]
+    want = [int(table[0, 0]) * block + 6, int(table[1, 2]) * block]
+    assert slots.cpu().tolist() == [*want, -1, -1, -1]
+    assert lengths.cpu().tolist() == [7, 33, 1, 9]

@@ -75,6 +75,14 @@ class AscendCPUPlatform(CpuPlatform):
             super().check_and_update_config(vllm_config)
 
     @classmethod
+    def register_triton_kernel_overrides(cls) -> None:
+        """Register vLLM's C++ replacements of Triton kernels, and ours for one that is wrong."""
+        super().register_triton_kernel_overrides()
+        from ascend_plugin.worker.torch_kernels import replace_on_cpus
+
+        replace_on_cpus()
+
+    @classmethod
     def import_ir_kernels(cls) -> None:
         """Register the plugin's implementations of vLLM's IR operators beside vLLM's."""
         super().import_ir_kernels()

@@ -12,6 +12,8 @@ import functools
 import torch
 from torch import Tensor
 
+from ascend_plugin.worker.torch_kernels import expand, owner_of
+
 
 @functools.cache
 def register() -> None:
@@ -58,7 +60,7 @@ def compute_slots(
     slot_mapping_ptr[num_tokens:max_num_tokens].fill_(PAD_ID)
     if num_tokens == 0:
         return
-    request = _owner(query_start_loc_ptr[1:], num_tokens)  # [num_tokens]
+    request = owner_of(query_start_loc_ptr[1:], num_tokens)  # [num_tokens]
     request = request.clamp(max=block_table_ptr.shape[0] - 1)
     positions = positions_ptr[:num_tokens]
     column = torch.div(positions, KV_CACHE_BLOCK_SIZE, rounding_mode="floor")
@@ -66,12 +68,6 @@ def compute_slots(
     blocks = block_table_ptr.view(-1).index_select(0, entry)
     offset = positions - column * KV_CACHE_BLOCK_SIZE
     slot_mapping_ptr[:num_tokens].copy_(blocks * KV_CACHE_BLOCK_SIZE + offset)
-
-
-def _owner(ends: Tensor, tokens: int) -> Tensor:
-    """Return which sequence each token belongs to, for the ends of all sequences."""
-    places = torch.arange(tokens, device=ends.device, dtype=ends.dtype)
-    return (places[:, None] >= ends[None, :]).sum(1)
 
 
 def _drafts(ends: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -206,22 +202,6 @@ def _refuse_synthetic(synthetic: bool) -> None:
         raise ValueError("synthetic acceptance rates of drafts are not served on an NPU.")
 
 
-def expand(
-    output_ptr: Tensor,
-    input_ptr: Tensor,
-    cu_num_tokens_ptr: Tensor,
-    replace_from: float,
-    replace_to: float,
-    MAX_NUM_TOKENS: int = 0,
-) -> None:
-    """Give every token the value of its sequence, with one value replaced by another."""
-    if output_ptr.shape[0] == 0:
-        return
-    owner = _owner(cu_num_tokens_ptr, output_ptr.shape[0]).clamp(max=input_ptr.shape[0] - 1)
-    values = torch.where(input_ptr == replace_from, replace_to, input_ptr)
-    output_ptr.copy_(values.index_select(0, owner))
-
-
 def sample_recovered(
     output_token_ids_ptr: Tensor,
     cu_num_draft_tokens_ptr: Tensor,
@@ -243,7 +223,7 @@ def sample_recovered(
         probs = target_probs_ptr.scatter(1, column, 0.0)
     else:
         probs = (target_probs_ptr - draft_probs_ptr).clamp(min=0.0)
-    owner = _owner(cu_num_draft_tokens_ptr, tokens).clamp(max=inv_q_ptr.shape[0] - 1)
+    owner = owner_of(cu_num_draft_tokens_ptr, tokens).clamp(max=inv_q_ptr.shape[0] - 1)
     scores = probs * inv_q_ptr.index_select(0, owner)
     output_token_ids_ptr.copy_(scores.argmax(1))
 

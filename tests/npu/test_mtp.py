@@ -23,7 +23,7 @@ FULL = {
     }
 }
 #: One prompt is prefilled in two chunks.
-RUN = {"prompts": [tokens(count, seed=count) for count in (7, 30, 150)], "max_tokens": 16}
+RUN = {"prompts": [tokens(count, seed=count) for count in (7, 30, 61, 150)], "max_tokens": 30}
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,9 @@ def test_tokens_and_drafts_are_those_of_the_cpu(
     answer = npu.run(engine(model), RUN)
     assert_near(plain.outputs(), answer.outputs())
     wanted = cpu.run(on_the_cpu(engine(model)), RUN)
-    assert accepted(answer) == pytest.approx(accepted(wanted), rel=0.1)
-    assert accepted(answer) > 0.3
+    # Of some fifty proposals; bfloat16 decides otherwise in some.
+    assert accepted(answer) == pytest.approx(accepted(wanted), rel=0.2)
+    assert accepted(answer) > 1
 
 
 def test_verification_is_captured_once(npu: EngineProcess, model: str) -> None:
@@ -81,7 +82,7 @@ def test_int8_pages(npu: EngineProcess, model: str) -> None:
     plain = npu.run(settings(model, **int8), RUN)
     answer = npu.run(full(model, **int8), RUN)
     assert_near(plain.outputs(), answer.outputs(), tie=0.2)
-    assert accepted(answer) > 0.3
+    assert accepted(answer) > 1
     assert answer.made_of["graphs"]["replays"] > 0
 
 

@@ -123,6 +123,10 @@ class EngineKeeper:
         options = {"temperature": 0.0, "logprobs": 2, **run.get("sampling", {})}
         if "logit_bias" in options:  # JSON has no numbers as keys
             options["logit_bias"] = {int(key): v for key, v in options["logit_bias"].items()}
+        if "structured_outputs" in options:
+            from vllm.sampling_params import StructuredOutputsParams
+
+            options["structured_outputs"] = StructuredOutputsParams(**options["structured_outputs"])
         params = SamplingParams(
             max_tokens=run["max_tokens"], ignore_eos=True, detokenize=False, **options
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from byte_tokenizer import write_tokenizer
+from eagle import write_eagle
 from engines import EngineProcess, Output, assert_same, first_differences
 from int8_engines import Int8Models
 from offline_mtp import Counts, OfflineMTP
@@ -198,3 +199,20 @@ def test_structured_output(plugin: EngineProcess, model: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     for output in answer.outputs():
         assert re.fullmatch("[ -~]+", tokenizer.decode(output.tokens))
+
+
+@pytest.mark.parametrize("variant", ["auto", "c8d"])
+def test_eagle(
+    plugin: EngineProcess, model: str, want: list[Output], tmp_path: Path, variant: str
+) -> None:
+    """Drafts of another model share the path, with pages of their own."""
+    draft = write_eagle(tmp_path / "draft", Path(model))
+    eagle = {"method": "eagle", "model": str(draft), "num_speculative_tokens": 3}
+    int8 = {} if variant == "auto" else {"kv_cache_dtype": "int8_per_token_head"}
+    engine = settings(model, block_size=16, **int8)
+    plain = want if variant == "auto" else plugin.run(engine, RUN).outputs()
+    answer = plugin.run(engine | {"speculative_config": eagle}, RUN)
+    assert answer.runs[0]["drafts"]["accepted_tokens"] > 100
+    for difference in first_differences(plain, answer.outputs()):
+        assert variant != "auto", difference
+        assert difference.margin < NEAR_TIE, difference

@@ -17,7 +17,7 @@ from ascend_plugin.kv_eval.checks import check_positive, use_threads
 from ascend_plugin.mtp.errors import MTPError
 
 if TYPE_CHECKING:
-    from ascend_plugin.mtp.run import TrainResult
+    from ascend_plugin.mtp.run import TrainRequest, TrainResult
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -55,54 +55,26 @@ def train(
     are kept on disk, and the layer learns its distribution of the token after the next. An
     interrupted run goes on where it stopped when it is repeated.
     """
-    for option, value in (
-        ("--answers", answers),
-        ("--held-out", held_out),
-        ("--answer-tokens", answer_tokens),
-        ("--epochs", epochs),
-        ("--patience", patience),
-        ("--batch-tokens", batch_tokens),
-    ):
-        check_positive(option, value)
+    _check_positive(answers=answers, held_out=held_out, answer_tokens=answer_tokens)
+    _check_positive(epochs=epochs, patience=patience, batch_tokens=batch_tokens)
     _check_share(prose, minutes)
-    if plot:
-        from ascend_plugin.bench.attention.plot import check_plot_path
-
-        check_plot_path(plot)
     from ascend_plugin.kv_eval.text import read_texts
+    from ascend_plugin.mtp.run import TrainRequest
+    from ascend_plugin.mtp.sampling import SamplePlan
+    from ascend_plugin.mtp.train import TrainPlan
 
-    texts = read_texts(data)
+    samples = SamplePlan(answers, held_out, answer_tokens, prose, seed=seed)
+    training = TrainPlan(
+        minutes, epochs=epochs, batch_tokens=batch_tokens, patience=patience, seed=seed
+    )
     work = work or output.with_name(output.name + ".work")
-    if restart:
-        shutil.rmtree(work, ignore_errors=True)
-    load = machine.load_average()
-    with clean_stdout() as stdout:
-        used = use_threads(threads)
-        from ascend_plugin.mtp.run import TrainRequest, run
-        from ascend_plugin.mtp.sampling import SamplePlan
-        from ascend_plugin.mtp.train import TrainPlan
-
-        samples = SamplePlan(answers, held_out, answer_tokens, prose, seed=seed)
-        training = TrainPlan(
-            minutes, epochs=epochs, batch_tokens=batch_tokens, patience=patience, seed=seed
-        )
-        request = TrainRequest(
-            model, texts, output, work, text_tokens, samples, training, used, device
-        )
-        with progress_bar() as report:
-            result = run(request, report)
-        if plot:
-            from ascend_plugin.mtp.plot import plot as draw
-
-            draw(result.course, f"{model.resolve().name}, {device}", plot)
-        meta = machine.describe(used, None, load) | {
-            "samples": asdict(samples),
-            "training": asdict(training),
-        }
-        if as_json:
-            write_json(stdout, [_row(result)], meta)
-        else:
-            stdout.write(_told(result))
+    texts, used = read_texts(data), use_threads(threads)
+    _train(
+        TrainRequest(model, texts, output, work, text_tokens, samples, training, used, device),
+        restart,
+        plot,
+        as_json,
+    )
 
 
 @app.command()
@@ -130,8 +102,7 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Serve prompts in vLLM with and without drafts: acceptance, and speed in interleaved runs."""
-    for option, value in (("--drafts", drafts), ("--tokens", tokens), ("--rounds", rounds)):
-        check_positive(option, value)
+    _check_positive(drafts=drafts, tokens=tokens, rounds=rounds)
     from ascend_plugin.mtp.evaluate import EvalRequest, check_model, read_prompts
     from ascend_plugin.mtp.evaluate import evaluate as run
 
@@ -163,6 +134,39 @@ def evaluate(
             from ascend_plugin.cli.tables import mtp_table
 
             table_console(stdout).print(mtp_table(result, meta))
+
+
+def _train(request: TrainRequest, restart: bool, plot: Path | None, as_json: bool) -> None:
+    """Run ``mtp train`` with options that are in order."""
+    from ascend_plugin.mtp.run import run
+
+    if plot:
+        from ascend_plugin.bench.attention.plot import check_plot_path
+
+        check_plot_path(plot)
+    if restart:
+        shutil.rmtree(request.work, ignore_errors=True)
+    load = machine.load_average()
+    with clean_stdout() as stdout:
+        with progress_bar() as report:
+            result = run(request, report)
+        if plot:
+            from ascend_plugin.mtp.plot import plot as draw
+
+            draw(result.course, f"{request.model.resolve().name}, {request.device}", plot)
+        meta = machine.describe(request.threads, None, load) | {
+            "samples": asdict(request.samples),
+            "training": asdict(request.training),
+        }
+        if as_json:
+            write_json(stdout, [_row(result)], meta)
+        else:
+            stdout.write(_told(result))
+
+
+def _check_positive(**options: int) -> None:
+    for name, value in options.items():
+        check_positive("--" + name.replace("_", "-"), value)
 
 
 def _check_share(prose: float, minutes: float) -> None:

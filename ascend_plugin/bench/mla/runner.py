@@ -17,6 +17,7 @@ from ascend_plugin.bench.attention.timing import time_pairs
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.mla.cases import MlaCase, MlaRow
 from ascend_plugin.bench.mla.stock import StockMla
+from ascend_plugin.bench.outcome import Outcome
 from ascend_plugin.kv_cache import LatentPageFormat
 from ascend_plugin.ops import mla_attention as attention_op
 from ascend_plugin.ops.mla_attention import reference
@@ -196,16 +197,13 @@ def prepare(data: MlaData) -> Prepared:
 
 def run_cases(
     cases: Sequence[MlaCase], settings: Settings, report: Callable[[str], None]
-) -> tuple[list[MlaRow], dict[str, object]]:
+) -> Outcome[MlaRow]:
     """Measure every case.
 
     Args:
         cases: what to measure.
         settings: how.
         report: called with a line before each case.
-
-    Returns:
-        A row per case, and how it was measured.
 
     Raises:
         BenchError: pages cannot hold a case.
@@ -224,7 +222,8 @@ def run_cases(
         "rel_l2_vs_pages": "against float64 over what the pages hold; parity_ok judges this one",
         "stock": "torch.ops._C.mla_decode_kvcache, blocks of 16, not quantised",
     }
-    return rows, method
+    isa = next((row.isa for row in rows if row.isa), None)
+    return Outcome(rows, isa, method)
 
 
 def _error(result: torch.Tensor, expected: torch.Tensor) -> float | None:

@@ -96,20 +96,8 @@ def mla_attention(
         ValueError: a shape, dtype, stride or block id is not as above.
     """
     call = torch.ops.ascend_plugin.mla_attention if needs_dispatcher(pages) else _cpu
-    call(
-        query,
-        query_rotary,
-        pages,
-        out,
-        query_start_loc,
-        seq_lens,
-        block_table,
-        layout,
-        scale,
-        causal,
-        channel_scales,
-        fast,
-    )
+    batch = (query_start_loc, seq_lens, block_table)
+    call(query, query_rotary, pages, out, *batch, layout, scale, causal, channel_scales, fast)
 
 
 def _cpu(

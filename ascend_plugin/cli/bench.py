@@ -13,9 +13,9 @@ import typer
 
 from ascend_plugin.bench import machine
 from ascend_plugin.bench.attention import cases
-from ascend_plugin.bench.attention.settings import Settings as AttentionSettings
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.linear import cases as linear_cases
+from ascend_plugin.bench.settings import Settings as AttentionSettings
 from ascend_plugin.cli import bench_options as options
 from ascend_plugin.cli.output import clean_stdout, progress, remark, table_console, write_json
 
@@ -53,7 +53,7 @@ def attention(
 
     Every result is compared with a float64 oracle; a wrong one has no ratio, and exit code 1.
     """
-    from ascend_plugin.bench.attention.plot import check_plot_path
+    from ascend_plugin.bench.plot_path import check_plot_path
 
     geometry = cases.Geometry(heads, kv_heads, head_dim, block_size)
     wanted = cases.make_cases(
@@ -83,7 +83,7 @@ def linear(
 
     Every result is compared with a float64 oracle; a wrong one has no ratio, and exit code 1.
     """
-    from ascend_plugin.bench.attention.plot import check_plot_path
+    from ascend_plugin.bench.plot_path import check_plot_path
 
     wanted = linear_cases.make_cases(scheme or (), shape or (), rows or (), group)
     cpus = machine.available_cpus() if threads is None else threads

@@ -42,7 +42,7 @@ def kv(
     check_positive("--tokens", tokens)
     check_threshold(threshold)
     if plot:
-        from ascend_plugin.bench.attention.plot import check_plot_path
+        from ascend_plugin.bench.plot_path import check_plot_path
 
         check_plot_path(plot)
     from ascend_plugin.kv_eval.text import read_texts
@@ -117,7 +117,7 @@ def weights(
     """
     check_positive("--tokens", tokens)
     if plot:
-        from ascend_plugin.bench.attention.plot import check_plot_path
+        from ascend_plugin.bench.plot_path import check_plot_path
 
         check_plot_path(plot)
     from ascend_plugin.kv_eval.text import read_texts

@@ -141,7 +141,7 @@ def _train(request: TrainRequest, restart: bool, plot: Path | None, as_json: boo
     from ascend_plugin.mtp.run import run
 
     if plot:
-        from ascend_plugin.bench.attention.plot import check_plot_path
+        from ascend_plugin.bench.plot_path import check_plot_path
 
         check_plot_path(plot)
     if restart:

@@ -7,12 +7,11 @@ import math
 import pytest
 import torch
 
-from ascend_plugin.bench.attention.contenders import Prepared
-from ascend_plugin.bench.attention.parity import Parity
-from ascend_plugin.bench.attention.timing import time_turns
 from ascend_plugin.bench.linear import contenders, data
 from ascend_plugin.bench.linear.cases import MODEL_SHAPES, SCHEMES, LinearCase, make_cases
 from ascend_plugin.bench.linear.stock import StockContender
+from ascend_plugin.bench.parity import Parity
+from ascend_plugin.bench.timing import Prepared, time_turns
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,9 @@ import torch
 
 from ascend_plugin.bench.attention import parity
 from ascend_plugin.bench.attention.cases import INT8_VARIANTS, VARIANTS, Case, Geometry
-from ascend_plugin.bench.attention.contenders import PluginContender, Prepared
+from ascend_plugin.bench.attention.contenders import PluginContender
 from ascend_plugin.bench.attention.data import make_data, unquantised
+from ascend_plugin.bench.timing import Prepared
 from ascend_plugin.ops.nz import from_nz, page_planes
 
 GEOMETRY = Geometry(heads=4, kv_heads=2, head_dim=32, block_size=16)

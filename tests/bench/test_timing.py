@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ascend_plugin.bench.attention.contenders import Prepared, plain_reader
-from ascend_plugin.bench.attention.timing import PairedTimes, time_pairs
+from ascend_plugin.bench.attention.contenders import plain_reader
+from ascend_plugin.bench.timing import PairedTimes, Prepared, time_pairs
 
 
 def _recorder(name: str, calls: list[tuple[str, int]]) -> Prepared:

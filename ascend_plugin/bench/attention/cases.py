@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
+from ascend_plugin.bench.elements import ELEMENTS, ITEMSIZE, Element, known
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.machine import last_level_cache_bytes
 
 Phase = Literal["decode", "prefill", "write"]
-Element = Literal["bf16", "fp16", "fp32"]
 Int8Variant = Literal["c8d", "c8d-fast", "c8s", "c8s-fast", "c8p", "c8p-fast"]
 Variant = Element | Int8Variant
 Quantised = Literal["c8d", "c8s", "c8p"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-ELEMENTS: tuple[Element, ...] = get_args(Element)
 INT8_VARIANTS: tuple[Int8Variant, ...] = get_args(Int8Variant)
 VARIANTS: tuple[Variant, ...] = (*ELEMENTS, *INT8_VARIANTS)
-
-NameT = TypeVar("NameT", bound=str)
-
-#: Bytes of one element of K or V.
-ITEMSIZE: dict[Element, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 #: Sequences of a call (write: tokens of a call) when the user names none.
 DEFAULT_BATCHES: dict[Phase, tuple[int, ...]] = {
@@ -224,18 +218,6 @@ def make_cases(
                     new = new_tokens if phase == "prefill" else 1
                     cases.append(Case(phase, variant, batch, context, new, geometry))
     return cases
-
-
-def known(option: str, value: str, allowed: tuple[NameT, ...]) -> NameT:
-    """Return the allowed name that equals ``value``.
-
-    Raises:
-        BenchError: there is none; the message names ``option`` and what is allowed.
-    """
-    for name in allowed:
-        if value == name:
-            return name
-    raise BenchError(f"{option} {value} is unknown; use {', '.join(allowed)}.")
 
 
 def _require_positive(option: str, value: int) -> None:

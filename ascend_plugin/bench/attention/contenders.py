@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from ascend_plugin.bench.attention.cases import Case
 from ascend_plugin.bench.attention.data import CaseData
+from ascend_plugin.bench.timing import Prepared
 from ascend_plugin.ops import kv_cache_write as write_op
 from ascend_plugin.ops import paged_attention as attention_op
 from ascend_plugin.ops.native import loader, memory
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A contender that is ready to run one case.
-
-    Attributes:
-        run: one call, on the cache of the given layer.
-        layers: number of caches; all hold the same contents in different memory.
-        result: what ``run`` writes for attention, ``[tokens, heads, head_dim]``; empty for write.
-        caches: the plugin's pages per layer, to compare after a write; empty where the layout is
-            private.
-        implementation: which of the contender's implementations runs.
-        isa: its instruction set, where one was chosen.
-        remark: how its caches were allocated.
-        last: returns the result of the last call, where each makes a new one.
-    """
-
-    run: Callable[[int], None]
-    layers: int
-    result: torch.Tensor
-    caches: tuple[torch.Tensor, ...] = field(default=(), repr=False)
-    implementation: str = ""
-    isa: str | None = None
-    remark: str = ""
-    last: Callable[[], torch.Tensor] | None = None
 
 
 class Contender(Protocol):

@@ -7,18 +7,12 @@ from typing import Any
 
 import torch
 
-from ascend_plugin.bench.attention.cases import Case, Element
+from ascend_plugin.bench.attention.cases import Case
 from ascend_plugin.bench.errors import BenchError
+from ascend_plugin.bench.runtime import DTYPES
 from ascend_plugin.kv_cache import PageFormat
 from ascend_plugin.ops.kv_cache_write import reference as write_reference
 from ascend_plugin.ops.page_layout import Quantisation
-
-DTYPES: dict[Element, torch.dtype] = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-}
-
 
 #: Share of (token, head) rows of an int8 case that are ten times smaller than the others, as K and
 #: V of attention sinks are: static scales serve them badly, so these are the ones that get patches.

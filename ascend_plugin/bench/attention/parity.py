@@ -7,16 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ascend_plugin.bench.attention.cases import Element
-from ascend_plugin.bench.attention.contenders import Prepared
 from ascend_plugin.bench.attention.data import CaseData
+from ascend_plugin.bench.parity import FAST_TOLERANCE, TOLERANCES, Parity
+from ascend_plugin.bench.timing import Prepared
 from ascend_plugin.ops.paged_attention import reference
-
-#: Largest relative L2 error of the whole output, given the contents of the pages. The output's own
-#: rounding costs 0.0017, 0.0002 and 0.00000003; the rest is room for sums in other orders and for
-#: probabilities rounded to the page's type, or to 8 bits.
-TOLERANCES: dict[Element, float] = {"bf16": 5e-3, "fp16": 1e-3, "fp32": 1e-5}
-FAST_TOLERANCE = 2.5e-2
 
 #: One (token, head) vector may be this much worse than the whole. Early tokens have large outputs,
 #: so that the whole alone would hide a wrong late row.
@@ -25,19 +19,6 @@ _VECTOR_FACTOR = 8.0
 #: The oracle computes at most so many floating point operations, and holds so many scores.
 _MAX_FLOP = 4e11
 _MAX_SCORES = 2**25
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """Outcome of a comparison.
-
-    Attributes:
-        ok: the result is right.
-        rel_l2: relative L2 error against float64; None when it is not a finite number.
-    """
-
-    ok: bool
-    rel_l2: float | None
 
 
 @dataclass(frozen=True)

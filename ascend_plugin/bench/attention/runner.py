@@ -11,22 +11,16 @@ import torch
 from ascend_plugin.bench import machine
 from ascend_plugin.bench.attention import parity
 from ascend_plugin.bench.attention.cases import Case
-from ascend_plugin.bench.attention.contenders import (
-    Contender,
-    PluginContender,
-    Prepared,
-    plain_reader,
-)
+from ascend_plugin.bench.attention.contenders import Contender, PluginContender, plain_reader
 from ascend_plugin.bench.attention.data import QUIET_SHARE, CaseData, make_data, unquantised
 from ascend_plugin.bench.attention.rows import AttentionRow
-from ascend_plugin.bench.attention.settings import Settings
 from ascend_plugin.bench.attention.stock import StockContender
-from ascend_plugin.bench.attention.timing import PairedTimes, time_pairs
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.outcome import Outcome
+from ascend_plugin.bench.runtime import apply_settings
+from ascend_plugin.bench.settings import Settings
+from ascend_plugin.bench.timing import PairedTimes, Prepared, time_pairs
 from ascend_plugin.kv_cache import PageFormat
-from ascend_plugin.ops import dispatch
-from ascend_plugin.ops.native import loader
 
 Report = Callable[[str], None]
 
@@ -72,25 +66,6 @@ def _method(settings: Settings, memory: list[str]) -> dict[str, object]:
         "stock_rel_l2_vs_fp64": "null for write: vLLM's layout is its own",
         "ld_preload": os.environ.get("LD_PRELOAD", ""),
     }
-
-
-def apply_settings(settings: Settings) -> None:
-    """Set threads, implementation and instruction set for this process."""
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(0)
-    implementation = "native" if settings.isa else settings.implementation
-    forced = os.environ.get(dispatch.POLICY_VARIABLE)
-    if implementation and forced not in (None, implementation):
-        raise BenchError(
-            f"{dispatch.POLICY_VARIABLE}={forced} is set and wins over --implementation "
-            f"{implementation}. Unset it."
-        )
-    if implementation:
-        dispatch.set_policy(implementation)
-    if settings.isa:
-        os.environ[loader.ISA_VARIABLE] = settings.isa
-    if implementation == "native":
-        loader.load()  # says at once why it cannot
 
 
 def _run_case(

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from ascend_plugin.bench.attention.cases import Case
-from ascend_plugin.bench.attention.contenders import Prepared
-from ascend_plugin.bench.attention.data import DTYPES, CaseData
+from ascend_plugin.bench.attention.data import CaseData
+from ascend_plugin.bench.runtime import DTYPES
 from ascend_plugin.bench.stock_operators import load_stock_operators
+from ascend_plugin.bench.timing import Prepared
 
 
 class StockContender:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from ascend_plugin.bench.attention.contenders import Prepared
 from ascend_plugin.bench.linear.data import LinearData
+from ascend_plugin.bench.timing import Prepared
 from ascend_plugin.ops import dynamic_quant as quant_op
 from ascend_plugin.ops import quant_matmul as int8_op
 from ascend_plugin.ops import weight_quant_matmul as weight_op

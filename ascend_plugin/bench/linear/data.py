@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ascend_plugin.bench.attention.parity import Parity
 from ascend_plugin.bench.linear.cases import LinearCase
+from ascend_plugin.bench.parity import Parity
 from ascend_plugin.ops.dynamic_quant import reference as quantise
 
 #: Largest relative L2 error of the whole result: the rounding of bfloat16 and sums in other orders.

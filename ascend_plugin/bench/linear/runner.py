@@ -9,17 +9,16 @@ from dataclasses import dataclass
 import torch
 
 from ascend_plugin.bench import machine
-from ascend_plugin.bench.attention.contenders import Prepared
-from ascend_plugin.bench.attention.parity import Parity
-from ascend_plugin.bench.attention.runner import apply_settings
-from ascend_plugin.bench.attention.settings import Settings
-from ascend_plugin.bench.attention.timing import time_turns
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.linear import contenders, data
 from ascend_plugin.bench.linear.cases import LinearCase
 from ascend_plugin.bench.linear.rows import LinearRow
 from ascend_plugin.bench.linear.stock import StockContender
 from ascend_plugin.bench.outcome import Outcome
+from ascend_plugin.bench.parity import Parity
+from ascend_plugin.bench.runtime import apply_settings
+from ascend_plugin.bench.settings import Settings
+from ascend_plugin.bench.timing import Prepared, time_turns
 
 Report = Callable[[str], None]
 Times = Mapping[str, tuple[float, ...]]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ascend_plugin.bench.attention.contenders import Prepared
 from ascend_plugin.bench.linear.cases import LinearCase
 from ascend_plugin.bench.linear.contenders import Call, keeping
 from ascend_plugin.bench.linear.data import LinearData
 from ascend_plugin.bench.stock_operators import load_stock_operators
+from ascend_plugin.bench.timing import Prepared
 
 #: Codes of 4 bits in a word of vLLM's packing.
 _PACK_FACTOR = 8

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ascend_plugin.bench.attention.cases import Element, known
+from ascend_plugin.bench.elements import Element, known
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.machine import last_level_cache_bytes
 

@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 
-from ascend_plugin.bench.attention.contenders import Prepared
-from ascend_plugin.bench.attention.data import DTYPES
-from ascend_plugin.bench.attention.parity import FAST_TOLERANCE, TOLERANCES
-from ascend_plugin.bench.attention.settings import Settings
-from ascend_plugin.bench.attention.timing import time_pairs
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.mla.cases import MlaCase, MlaRow
 from ascend_plugin.bench.mla.stock import StockMla
 from ascend_plugin.bench.outcome import Outcome
+from ascend_plugin.bench.parity import FAST_TOLERANCE, TOLERANCES
+from ascend_plugin.bench.runtime import DTYPES, apply_settings
+from ascend_plugin.bench.settings import Settings
+from ascend_plugin.bench.timing import Prepared, time_pairs
 from ascend_plugin.kv_cache import LatentPageFormat
 from ascend_plugin.ops import mla_attention as attention_op
 from ascend_plugin.ops.mla_attention import reference
@@ -208,7 +207,7 @@ def run_cases(
     Raises:
         BenchError: pages cannot hold a case.
     """
-    torch.set_num_threads(settings.threads)
+    apply_settings(settings)
     stock = StockMla()
     rows = []
     with torch.no_grad():

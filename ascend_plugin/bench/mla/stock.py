@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ascend_plugin.bench.attention.contenders import Prepared
 from ascend_plugin.bench.mla.cases import MlaCase
 from ascend_plugin.bench.stock_operators import load_stock_operators
+from ascend_plugin.bench.timing import Prepared
 
 if TYPE_CHECKING:
     from ascend_plugin.bench.mla.runner import MlaData

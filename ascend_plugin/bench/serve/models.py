@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ascend_plugin.bench.attention.cases import ITEMSIZE, Element
 from ascend_plugin.bench.decoder_config import decoder_config
+from ascend_plugin.bench.elements import ITEMSIZE, Element
 from ascend_plugin.bench.errors import BenchError
 
 SMOLLM2 = "smollm2"

@@ -13,12 +13,12 @@ from typing import Any
 from ascend_plugin.bench import machine
 from ascend_plugin.bench.attention.cases import (
     VARIANTS,
-    Element,
     Variant,
     element_of,
     is_fast,
     quantisation_of,
 )
+from ascend_plugin.bench.elements import Element
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.serve import messages
 from ascend_plugin.bench.serve.driver import OURS, STOCK, WorkerProcess, worker_environment

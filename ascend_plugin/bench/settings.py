@@ -1,4 +1,4 @@
-"""How ``bench attention`` runs. No import of torch: bad values are refused at once."""
+"""How a bench of operators runs. No import of torch: bad values are refused at once."""
 
 from __future__ import annotations
 

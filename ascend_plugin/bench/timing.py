@@ -5,13 +5,39 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
-from ascend_plugin.bench.attention.contenders import Prepared
+import torch
 
 _MIN_PAIRS = 5
 _MAX_PAIRS = 20_000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A contender that is ready to run one case.
+
+    Attributes:
+        run: one call, on the cache of the given layer.
+        layers: number of caches; all hold the same contents in different memory.
+        result: what ``run`` writes for attention, ``[tokens, heads, head_dim]``; empty for write.
+        caches: the plugin's pages per layer, to compare after a write; empty where the layout is
+            private.
+        implementation: which of the contender's implementations runs.
+        isa: its instruction set, where one was chosen.
+        remark: how its caches were allocated.
+        last: returns the result of the last call, where each makes a new one.
+    """
+
+    run: Callable[[int], None]
+    layers: int
+    result: torch.Tensor
+    caches: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    implementation: str = ""
+    isa: str | None = None
+    remark: str = ""
+    last: Callable[[], torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

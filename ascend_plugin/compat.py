@@ -23,6 +23,7 @@ def apply_worker_patches() -> None:
     _keep_kv_scales_from_models()
     _rotate_views_on_cpus()
     _draft_from_the_next_token_of_a_chunk()
+    _draw_nothing_for_unfinished_prompts()
 
 
 def apply_npu_patches() -> None:
@@ -196,6 +197,35 @@ def _draft_from_the_next_token_of_a_chunk() -> None:
     setattr(prepare_next_token_ids_padded, _MARK, True)
     SpecDecodeBaseProposer.prepare_next_token_ids_padded = prepare_next_token_ids_padded
     GPUModelRunner.propose_draft_token_ids = propose_draft_token_ids
+
+
+def _draw_nothing_for_unfinished_prompts() -> None:
+    """Leave the generator of a seeded request alone until its prompt is read.
+
+    Why: while a prompt is prefilled in chunks, a token is drawn after each of them and thrown away,
+    and the generator is set back by what such a draw takes of CUDA's. Those of a CPU have no such
+    number: the engine died of a seeded request with a long prompt ("CPU Generator does not use
+    offset"). Without its generator the row is drawn from the common one, which does no harm.
+    Remove when: ``_bookkeeping_sync`` no longer calls ``set_offset``.
+    """
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    original: Callable[..., Any] = GPUModelRunner.sample_tokens
+    if getattr(original, _MARK, False):
+        return
+
+    @functools.wraps(original)
+    def sample_tokens(self: Any, grammar_output: Any) -> Any:
+        generators = self.input_batch.generators
+        unfinished = self.discard_request_mask.np[: self.input_batch.num_reqs]
+        aside = {i: generators.pop(i) for i in list(generators) if unfinished[i]}
+        try:
+            return original(self, grammar_output)
+        finally:
+            generators.update(aside)
+
+    setattr(sample_tokens, _MARK, True)
+    GPUModelRunner.sample_tokens = sample_tokens
 
 
 def _show_counters_of_several_servers() -> None:

@@ -98,7 +98,8 @@ class AscendCPUPlatform(CpuPlatform):
             return super().get_default_ir_op_priority(vllm_config)
         from .cpu_norms import PROVIDER
 
-        return IrOpPriorityConfig.with_default(["native"], rms_norm=[PROVIDER, "native"])
+        ours = [PROVIDER, "native"]
+        return IrOpPriorityConfig.with_default(["native"], rms_norm=ours, fused_add_rms_norm=ours)
 
     @classmethod
     def get_attn_backend_cls(

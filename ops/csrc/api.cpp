@@ -1,6 +1,6 @@
 #include "ascend_cpu.h"
 
-void ascend_cpu_abi(int64_t out[9]) {
+void ascend_cpu_abi(int64_t out[10]) {
   out[0] = ASCEND_CPU_ABI_VERSION;
   out[1] = sizeof(ascend_attention_args);
   out[2] = sizeof(ascend_write_args);
@@ -10,6 +10,7 @@ void ascend_cpu_abi(int64_t out[9]) {
   out[6] = sizeof(ascend_hadamard_args);
   out[7] = sizeof(ascend_mla_args);
   out[8] = sizeof(ascend_mla_write_args);
+  out[9] = sizeof(ascend_add_rms_norm_args);
 }
 
 // Set by ops/native/build.py.

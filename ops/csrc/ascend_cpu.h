@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define ASCEND_CPU_ABI_VERSION 4
+#define ASCEND_CPU_ABI_VERSION 5
 #define ASCEND_API __attribute__((visibility("default")))
 
 enum ascend_dtype {
@@ -256,10 +256,25 @@ typedef struct ascend_mla_write_args {
   int32_t num_threads;
 } ascend_mla_write_args;
 
+// residual += x, out = sum / rms(sum) * weight (ops/add_rms_norm).
+typedef struct ascend_add_rms_norm_args {
+  const void *x;            // [m, k], rows contiguous
+  void *residual;           // [m, k], rows contiguous; becomes the sum
+  const void *weight;       // [k]
+  void *out;                // [m, k] contiguous
+  int64_t x_stride;         // elements
+  int64_t residual_stride;  // elements
+  int64_t m;
+  int64_t k;
+  float eps;
+  int32_t dtype;  // ascend_dtype of all
+  int32_t num_threads;
+} ascend_add_rms_norm_args;
+
 // Version and struct sizes, for the loader: out[0] version, then sizeof of the argument structs of
-// attention, write, linear, int8 linear, quantise, hadamard, latent
-// attention and latent write.
-ASCEND_API void ascend_cpu_abi(int64_t out[9]);
+// attention, write, linear, int8 linear, quantise, hadamard, latent attention, latent write and
+// norm.
+ASCEND_API void ascend_cpu_abi(int64_t out[10]);
 // Hash of the sources that this library was compiled from (ops/native/build.py).
 ASCEND_API const char *ascend_cpu_sources(void);
 // 1 when this machine can run this library's instruction set.
@@ -272,6 +287,7 @@ ASCEND_API int ascend_cpu_quantise(const ascend_quantise_args *args);
 ASCEND_API int ascend_cpu_hadamard(const ascend_hadamard_args *args);
 ASCEND_API int ascend_cpu_mla_attention(const ascend_mla_args *args);
 ASCEND_API int ascend_cpu_mla_write(const ascend_mla_write_args *args);
+ASCEND_API int ascend_cpu_add_rms_norm(const ascend_add_rms_norm_args *args);
 
 #ifdef __cplusplus
 }

@@ -4,6 +4,7 @@ from .kernels import PageFields, kv_write, paged_attention
 from .linear_kernels import hadamard, int8_linear, linear, quantise
 from .loader import IsaStatus, NativeLibrary, NativeLibraryError, load, status, support
 from .mla import LatentFields, mla_attention, mla_write
+from .norm import add_rms_norm
 
 __all__ = [
     "IsaStatus",
@@ -11,6 +12,7 @@ __all__ = [
     "NativeLibrary",
     "NativeLibraryError",
     "PageFields",
+    "add_rms_norm",
     "hadamard",
     "int8_linear",
     "kv_write",

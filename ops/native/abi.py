@@ -10,7 +10,7 @@ import ctypes
 import struct
 from enum import IntEnum
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 
 class Dtype(IntEnum):
@@ -255,6 +255,24 @@ class MlaWriteArgs(ctypes.Structure):
     ]
 
 
+class AddRmsNormArgs(ctypes.Structure):
+    """``ascend_add_rms_norm_args``: rows added to a residual, and the norm of the sum."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("residual", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("residual_stride", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
 _FORMATS: dict[type, str] = {
     ctypes.c_void_p: "P",
     ctypes.c_int64: "q",
@@ -281,6 +299,7 @@ pack_int8_linear_args = struct.Struct(_format(Int8LinearArgs) + "0q").pack
 pack_quantise_args = struct.Struct(_format(QuantiseArgs) + "0q").pack
 pack_hadamard_args = struct.Struct(_format(HadamardArgs) + "0q").pack
 pack_mla_args = struct.Struct(_format(MlaArgs) + "0q").pack
+pack_add_rms_norm_args = struct.Struct(_format(AddRmsNormArgs) + "0q").pack
 pack_mla_write_args = struct.Struct(_format(MlaWriteArgs) + "0q").pack
 
 #: Argument structs in the order in which ``ascend_cpu_abi`` tells their sizes.
@@ -293,6 +312,7 @@ _STRUCTS: tuple[type[ctypes.Structure], ...] = (
     HadamardArgs,
     MlaArgs,
     MlaWriteArgs,
+    AddRmsNormArgs,
 )
 
 

@@ -25,6 +25,7 @@ _FUNCTIONS = {
     "hadamard": "ascend_cpu_hadamard",
     "mla_attention": "ascend_cpu_mla_attention",
     "mla_write": "ascend_cpu_mla_write",
+    "add_rms_norm": "ascend_cpu_add_rms_norm",
 }
 _REBUILD = "rebuild it: pip install -e . (or python -m ascend_plugin.ops.native)"
 
@@ -48,6 +49,7 @@ class NativeLibrary:
         hadamard: ``ascend_cpu_hadamard``; takes ``byref(HadamardArgs)``.
         mla_attention: ``ascend_cpu_mla_attention``; takes ``byref(MlaArgs)``.
         mla_write: ``ascend_cpu_mla_write``; takes ``byref(MlaWriteArgs)``.
+        add_rms_norm: ``ascend_cpu_add_rms_norm``; takes ``byref(AddRmsNormArgs)``.
     """
 
     isa: str
@@ -60,6 +62,7 @@ class NativeLibrary:
     hadamard: Callable[[object], int]
     mla_attention: Callable[[object], int]
     mla_write: Callable[[object], int]
+    add_rms_norm: Callable[[object], int]
 
 
 class IsaStatus(NamedTuple):

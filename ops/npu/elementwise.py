@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch_npu
 
+from ..add_rms_norm import check_norm
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Return ``x / rms(x) * weight`` over the last dimension, in the shape and dtype of ``x``.
@@ -24,6 +26,19 @@ def add_rms_norm(
     """Return the norm of ``x + residual``, and the sum; arguments as in :func:`rms_norm`."""
     normed, _, total = torch_npu.npu_add_rms_norm(x, residual, weight, epsilon)
     return normed, total
+
+
+def add_rms_norm_in_place(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float = 1e-6
+) -> torch.Tensor:
+    """Serve ``ascend_plugin::add_rms_norm`` on an NPU; arguments and errors as there.
+
+    The fused operator returns the sum; putting it into ``residual`` takes a second launch.
+    """
+    check_norm(x, residual, weight, epsilon)
+    normed, total = add_rms_norm(x, residual, weight, epsilon)
+    residual.copy_(total)
+    return normed
 
 
 def swiglu(x: torch.Tensor) -> torch.Tensor:

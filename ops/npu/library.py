@@ -17,7 +17,17 @@ from .. import paged_attention as _attention_schema  # noqa: F401
 from ..kv_cache_gather import GatherRequest, check_rows, check_sequences
 from ..library import implement
 from ..page_layout import PatchCode, PlaneLayout, Quantisation
-from . import ascendc, attention, beam, gather, hadamard, paths, quantised_linear, write
+from . import (
+    ascendc,
+    attention,
+    beam,
+    elementwise,
+    gather,
+    hadamard,
+    paths,
+    quantised_linear,
+    write,
+)
 from .ascendc import DeviceBatch, Int8Layer
 from .planes import page_planes, plane_blocks
 
@@ -227,6 +237,7 @@ def _register() -> None:
         "kv_cache_gather": kv_cache_gather,
         "beam_topk": beam.beam_topk,
         "hadamard": hadamard.hadamard,
+        "add_rms_norm": elementwise.add_rms_norm_in_place,
         **quantised_linear.KERNELS,
     }
     for name, kernel in kernels.items():

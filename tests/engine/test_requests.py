@@ -45,3 +45,15 @@ def test_ids_beyond_the_vocabulary_with_tokenizer(plugin: EngineProcess, smollm2
     assert "49152" in refused
     assert "out of vocabulary" in refused
     assert_same(answer.outputs(0), answer.outputs(2))
+
+
+def test_a_seeded_draw_does_not_depend_on_chunks(plugin: EngineProcess, tiny: TinyModels) -> None:
+    """Nor does its engine die of chunks: nothing is drawn for a prompt that is not yet read."""
+    drawn = {"temperature": 1.0, "seed": 7}
+    run = {"prompts": [tokens(300, seed=4)], "max_tokens": 12, "sampling": drawn}
+    again = run | {"sampling": drawn | {"seed": 8}}
+    model = tiny("llama")
+    chunks = plugin.run(settings(model, enable_prefix_caching=False), run, again)
+    whole = plugin.run(settings(model, max_num_batched_tokens=512), run)
+    assert chunks.outputs(0)[0].tokens == whole.outputs()[0].tokens
+    assert chunks.outputs(0)[0].tokens != chunks.outputs(1)[0].tokens

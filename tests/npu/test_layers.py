@@ -31,6 +31,21 @@ def test_norms(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_norm_in_place(dtype: torch.dtype, device: torch.device) -> None:
+    from ascend_plugin.ops.add_rms_norm import add_rms_norm
+
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, 5, 128).to(dtype)
+    weight, there = torch.randn(128).to(dtype), residual.to(device)
+    got = add_rms_norm(x.to(device), there, weight.to(device), 1e-6)
+    want = add_rms_norm(x, residual, weight, 1e-6)
+    _near(there, residual)
+    _near(got, want)
+    with pytest.raises(ValueError, match=r"residual must have the shape of x, \[5, 128\]"):
+        add_rms_norm(x.to(device), there[:3], weight.to(device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_swiglu(dtype: torch.dtype, device: torch.device) -> None:
     from ascend_plugin.ops.npu import elementwise
 

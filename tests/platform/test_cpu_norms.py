@@ -28,6 +28,19 @@ def test_norm_equals_native(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     _close(impls[PROVIDER].impl_fn(x, weight, 1e-6), want)
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_sum_and_its_norm_equal_native(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, residual = torch.randn(2, 7, 576, generator=generator).to(dtype)
+    weight = torch.rand(576, generator=generator).to(dtype)
+    impls = ir.ops.fused_add_rms_norm.impls
+    want, total = impls["native"].impl_fn(x, residual, weight, 1e-6)
+    got, kept = impls[PROVIDER].impl_fn(x, residual, weight, 1e-6)
+    _close(got, want)
+    assert kept is residual  # in place
+    assert torch.equal(residual, total)
+
+
 def test_what_the_kernels_cannot_do_is_left_to_native() -> None:
     x = torch.randn(4, 64)
     norm = ir.ops.rms_norm.impls[PROVIDER].supports_args
@@ -36,3 +49,9 @@ def test_what_the_kernels_cannot_do_is_left_to_native() -> None:
     assert not norm(x, None, 1e-6)
     assert not norm(x, weight.bfloat16(), 1e-6)
     assert not norm(x, weight, 1e-6, 32)
+    add = ir.ops.fused_add_rms_norm.impls[PROVIDER].supports_args
+    assert add(x, x, weight, 1e-6)
+    assert not add(x[None], x[None], weight, 1e-6)
+    assert not add(x, x.bfloat16(), weight, 1e-6)
+    assert not add(x, x, None, 1e-6)
+    assert not add(torch.randn(64, 4).t(), x, weight, 1e-6)

@@ -118,17 +118,23 @@ def run(
         timeout=timeout,
         peer_timeout=peer_timeout,
     )
-    program = shutil.which(command[0])
-    if program is None:
-        raise simulator.SimulatorError(
-            f"the command {command[0]!r} is not on PATH; give one after --, as in "
-            "ascend-plugin sim run -- python script.py."
-        )
+    program = _found(command[0])
     with progress() as report:
         built = simulator.build(_version(), report=report)
     what = f"{devices} x {soc}, {memory}, {schedule} schedule"
     print(_BANNER.format(what=what), file=sys.stderr, flush=True)
     os.execve(program, command, built.environment(options, task_queue, os.environ))
+
+
+def _found(command: str) -> str:
+    """Return the path of a command."""
+    program = shutil.which(command)
+    if program is None:
+        raise simulator.SimulatorError(
+            f"the command {command!r} is not on PATH; give one after --, as in "
+            "ascend-plugin sim run -- python script.py."
+        )
+    return program
 
 
 def _version() -> str:

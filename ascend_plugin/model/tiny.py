@@ -85,14 +85,13 @@ def write_tiny_llama(
     sliding_window: int | None = None,
     attn_softcap: float | None = None,
 ) -> Path:
-    """Writes a Llama-like model and returns `path`; the same arguments give the same bytes.
+    """Write a Llama-like model and return ``path``; the same arguments give the same bytes.
 
     Args:
         path: The directory, made if absent.
         architecture: One of `ARCHITECTURES`.
         hidden, layers, heads, kv_heads, head_dim, vocab, intermediate: Sizes, as in Hugging
-            Face configurations; vLLM's CPU attention takes a head_dim of 32, 64 and others.
-            Token 0 is the first and 1 the last of a text.
+            Face configurations. Token 0 is the first and 1 the last of a text.
         experts: For qwen3_moe: networks in a layer, and how many of them a token uses.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         seed: Seed of the weights.

@@ -179,15 +179,7 @@ class KernelLibrary:
             ValueError: no such entry point, a wrong number of arguments, or a tensor that is not
                 contiguous.
         """
-        entry = self._entries.get(name)
-        if entry is None:
-            raise ValueError(f"no entry point {name!r}; there are: {', '.join(self.names)}")
-        if block_dim < 1:
-            raise ValueError(f"block_dim {block_dim}: at least one core")
-        if len(arguments) != len(entry.arguments):
-            declared = ", ".join(argument for _, argument in entry.arguments)
-            raise ValueError(f"{name} takes {len(entry.arguments)} arguments ({declared}); "
-                             f"{len(arguments)} given")  # fmt: skip
+        entry = self._checked(name, block_dim, arguments)
         words, buffers = _marshal(entry, arguments)
         out = ctypes.create_string_buffer(_REPORT_BYTES)
         failed = self._library.ascendc_host_launch(
@@ -205,6 +197,21 @@ class KernelLibrary:
         if failed:
             raise KernelError(f"{name} (schedule {schedule.seed}): {text}")
         return _report(json.loads(text))
+
+    def _checked(self, name: str, block_dim: int, arguments: Sequence[Argument]) -> _Entry:
+        """Return the entry point that a launch asks for."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise ValueError(f"no entry point {name!r}; there are: {', '.join(self.names)}")
+        if block_dim < 1:
+            raise ValueError(f"block_dim {block_dim}: at least one core")
+        if len(arguments) != len(entry.arguments):
+            declared = ", ".join(argument for _, argument in entry.arguments)
+            raise ValueError(
+                f"{name} takes {len(entry.arguments)} arguments ({declared}); "
+                f"{len(arguments)} given"
+            )
+        return entry
 
 
 def library(name: str, folder: Path | None = None) -> KernelLibrary:

@@ -261,19 +261,18 @@ def attend(
         batch: lengths and blocks.
         layer: of the pages.
         out: like ``query``.
-        scale: factor of the scores.
-        window: how many tokens a row sees, itself included; 0: all.
+        scale, window: as in the operator.
         cores: units of a cube and two vector cores to use; None: all that have work.
     """
     sequences, width = batch.block_table.shape
-    if sequences == 0:
+    if not sequences:
         return
     query = _token_rows(query)
     heads, head_dim = query.shape[1:]
     _, kv_heads, _, block_size, _ = planes.key.shape
     available = cores_of(query.device).cube
-    # Work is cut by sequences, kv heads and pages: more cores would have nothing to do.
-    cores = min(available, sequences * kv_heads * max(width, 1)) if cores is None else cores
+    if cores is None:  # work is cut by sequences, kv heads and pages
+        cores = min(available, sequences * kv_heads * max(width, 1))
     check_cores(cores, available)
     shape = (heads, kv_heads, head_dim, block_size, batch.max_query, window, layer.quantisation)
     workspace = torch.empty(_workspace_bytes(shape, cores), dtype=torch.uint8, device=query.device)

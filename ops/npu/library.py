@@ -104,9 +104,7 @@ def paged_attention(
     tokens = batch.query_ends[-1] if batch.query_ends else 0
     if tokens == 0:
         return
-    scales = _scales(channel_scales, quantisation, query.device)
-    layer = _layer(told, channel_scales, query.device)
-    head = attention.Head(query.shape[1], float(scale), window, quantisation, scales, layer)
+    head = _head(query, told, channel_scales, scale, window)
     request = attention.FusedRequest(
         query.dtype,
         quantisation,
@@ -121,8 +119,8 @@ def paged_attention(
         alibi=alibi_slopes is not None,
         sinks=sinks is not None,
     )
-    chosen = attention.operator.choose(request).implementation.name
-    paths.attend(chosen, query[:tokens], page_planes(pages, told), batch, head, out[:tokens])
+    path = attention.operator.choose(request).implementation.name
+    paths.attend(path, query[:tokens], page_planes(pages, told), batch, head, out[:tokens])
 
 
 def kv_cache_gather(
@@ -222,6 +220,20 @@ def _layer(
     if channel_scales is not None:
         channel_scales = write.kernel_scales(channel_scales, quantisation).to(device)
     return Int8Layer(quantisation, channel_scales, PatchCode(layout.patch_code))
+
+
+def _head(
+    query: torch.Tensor,
+    layout: PlaneLayout,
+    channel_scales: torch.Tensor | None,
+    scale: float,
+    window: int,
+) -> attention.Head:
+    """Return the constants of a layer's attention."""
+    quantisation = Quantisation(layout.quantisation)
+    scales = _scales(channel_scales, quantisation, query.device)
+    layer = _layer(layout, channel_scales, query.device)
+    return attention.Head(query.shape[1], float(scale), window, quantisation, scales, layer)
 
 
 def register() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,24 +70,18 @@ def paged_attention(
         ValueError: a block id that is used lies outside the pages.
     """
     scores = Scores(scale, causal, window, soft_cap, alibi_slopes, sinks)
-    starts = query_start_loc.tolist()
     attended = []  # kept until every block id is known to be good
-    for i, length in enumerate(seq_lens.tolist()):
-        rows = slice(starts[i], starts[i + 1])
-        count = rows.stop - rows.start
+    for i, (start, stop) in enumerate(pairwise(query_start_loc.tolist())):
+        length, rows, count = int(seq_lens[i]), slice(start, stop), stop - start
         if count <= 0:
             continue
         # Tokens before the first row's window are never read: their blocks may be freed.
         first = max(0, length - count - window + 1) if window else 0
         blocks = used_blocks(pages, block_table[i], layout.block_size, first, length)
-        key, value = (
-            _tokens(plane, first % layout.block_size, length - first)
-            for plane in block_values(pages[blocks], layout, channel_scales, compute_dtype)
-        )
+        planes = block_values(pages[blocks], layout, channel_scales, compute_dtype)
         result = _attend(
             query[rows].to(compute_dtype),
-            key,
-            value,
+            *(_tokens(plane, first % layout.block_size, length - first) for plane in planes),
             torch.arange(length - count, length),
             torch.arange(first, max(length, first)),
             scores,

@@ -122,6 +122,43 @@ class KVCacheConfig(_Section):
         return {name: value for name, value in given.items() if value not in (None, {})}
 
 
+class DraftHeadConfig(_Section):
+    """Which tokens drafts are chosen among."""
+
+    tokens: int | None = Field(
+        default=None,
+        ge=0,
+        description="how many of the most frequent tokens; 0: the whole vocabulary; null: 8192 "
+        "where the checkpoint or a file says which are frequent, else the whole vocabulary.",
+    )
+    file: str | None = Field(
+        default=None,
+        min_length=1,
+        description="which tokens are frequent, from 'ascend-plugin mtp head'; null: what the "
+        "checkpoint says.",
+    )
+
+    @model_validator(mode="after")
+    def _refuse_an_idle_file(self) -> DraftHeadConfig:
+        if self.tokens == 0 and self.file is not None:
+            raise ValueError(
+                f"speculation.draft_head.file={self.file!r} is given, but tokens=0 asks for the "
+                "whole vocabulary. Leave one of them out."
+            )
+        return self
+
+
+class SpeculationConfig(_Section):
+    """How drafts are made and how many; which proposer drafts is vLLM's --speculative-config."""
+
+    draft_head: DraftHeadConfig = Field(default_factory=DraftHeadConfig)
+    adaptive: bool | None = Field(
+        default=None,
+        description="choose the number of drafts of every step, 0 to num_speculative_tokens, from "
+        "running acceptance and times; null: on a CPU, for methods that can.",
+    )
+
+
 class PluginConfig(_Section):
     """Settings of the plugin, the value of ``--additional-config``."""
 
@@ -132,6 +169,7 @@ class PluginConfig(_Section):
     )
     ops: OpsConfig = Field(default_factory=OpsConfig)
     kv_cache: KVCacheConfig = Field(default_factory=KVCacheConfig)
+    speculation: SpeculationConfig = Field(default_factory=SpeculationConfig)
 
     @model_validator(mode="after")
     def _refuse_impossible(self) -> PluginConfig:

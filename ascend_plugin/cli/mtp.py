@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -86,6 +87,28 @@ def attach(model: options.Model, layer: options.Layer, output: options.Output) -
     typer.echo(
         f"{output} has a draft layer. Serve it with: vllm serve {output} --speculative-config "
         '\'{"method": "mtp", "num_speculative_tokens": 2}\''
+    )
+
+
+@app.command()
+def head(
+    model: options.AnyModel,
+    text: options.HeadTexts,
+    output: options.HeadFile,
+) -> None:
+    """Count a text's tokens, for a draft head over the most frequent ones.
+
+    A checkpoint of 'mtp train' knows its own; this is for models that bring their MTP layer.
+    """
+    from ascend_plugin.kv_eval.text import read_texts
+    from ascend_plugin.mtp.head import write_head
+
+    coverage = write_head(model, read_texts(text), output)
+    told = ", ".join(f"{count} have {100 * share:.1f} %" for count, share in coverage.items())
+    settings = {"speculation": {"draft_head": {"file": str(output)}}}
+    typer.echo(
+        f"{output} orders the tokens of {model}; of the text's tokens the first {told}. "
+        f"Serve with: --additional-config '{json.dumps(settings)}'"
     )
 
 

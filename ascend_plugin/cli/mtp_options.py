@@ -21,6 +21,24 @@ Served = Annotated[
         metavar="MODEL", readable=False, help="Folder of a checkpoint with an MTP layer."
     ),
 ]
+AnyModel = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", readable=False, help="Folder of a checkpoint with a tokenizer."
+    ),
+]
+HeadTexts = Annotated[
+    list[Path],
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        readable=False,
+        help="UTF-8 text like what will be generated; repeatable.",
+    ),
+]
+HeadFile = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="File to write, a .safetensors.")
+]
 Layer = Annotated[
     Path,
     typer.Argument(

@@ -1,7 +1,8 @@
 """Draft layers as files, and checkpoints in MiMo's layout that vLLM serves.
 
-A layer's file holds the layer alone and says which base it belongs to. A checkpoint is the base's
-folder with one more file of weights: the base's own files are linked, not copied, where the file
+A layer's file holds the layer alone, says which base it belongs to, and in which order of frequency
+a draft head keeps tokens. A checkpoint is the base's folder with one more file of weights, and one
+of that order: the base's own files are linked, not copied, where the file
 system can.
 """
 
@@ -20,6 +21,14 @@ import torch
 from ascend_plugin.mtp.base import LayerShape, check_base, fingerprint, read_config
 from ascend_plugin.mtp.errors import MTPError
 from ascend_plugin.mtp.layer import PREFIX
+from ascend_plugin.spec_decode.token_order import (
+    FILE,
+    TENSOR,
+    VOCABULARY,
+    TokenOrder,
+    load_order,
+    save_order,
+)
 
 #: What marks the metadata of a layer's file.
 KIND = "ascend-plugin-mtp-layer"
@@ -27,6 +36,8 @@ KIND = "ascend-plugin-mtp-layer"
 WEIGHTS = "mtp.safetensors"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+#: Files of a base that its checkpoint with a layer does not share.
+_OWN = ("config.json", _INDEX, "ascend_plugin_model.json", FILE)
 
 
 class WeightFiles:
@@ -82,24 +93,28 @@ def base_fingerprint(folder: Path) -> str:
     return fingerprint(shape, *(files.read(name) for name in reversed(weights)))
 
 
-def save_layer(path: Path, weights: Mapping[str, torch.Tensor], about: Mapping[str, str]) -> None:
+def save_layer(
+    path: Path, weights: Mapping[str, torch.Tensor], order: TokenOrder, about: Mapping[str, str]
+) -> None:
     """Write a layer's file.
 
     Args:
         path: of the file.
         weights: parameters of ``MTPLayer`` by their own names.
+        order: which tokens a draft head keeps.
         about: metadata; ``base`` is the fingerprint of its base.
     """
     from safetensors.torch import save_file
 
     staged = path.with_name(path.name + ".new")
     tensors = {PREFIX + name: weight.contiguous() for name, weight in weights.items()}
-    save_file(tensors, staged, {"kind": KIND, "format": "pt", **about})
+    tensors[TENSOR] = order.tokens.contiguous()
+    save_file(tensors, staged, {"kind": KIND, "format": "pt", **about, **order.metadata()})
     staged.replace(path)
 
 
 def load_layer(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return the tensors of a layer's file, named as in a checkpoint, and its metadata.
+    """Return the weights of a layer's file, named as in a checkpoint, and its metadata.
 
     Raises:
         MTPError: it is none.
@@ -109,7 +124,8 @@ def load_layer(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             about = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if name != TENSOR]  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise MTPError(f"{path} cannot be read as a draft layer ({error}).") from error
     if about.get("kind") != KIND:
@@ -141,8 +157,13 @@ def attach(base: Path, layer: Path, output: Path) -> Path:
     config = read_config(base)
     shape = check_base(config, base)
     _check_shapes(tensors, shape, layer)
+    order = load_order(layer) if VOCABULARY in about else None
+    if order is not None:
+        order.check_vocabulary(shape.vocabulary, layer)
     with _replacing(output) as staged:
         _write(base, staged, config, shape, tensors)
+        if order is not None:
+            save_order(staged / FILE, order, {"format": "pt"})
     return output
 
 
@@ -177,7 +198,7 @@ def _write(
 
     files = WeightFiles(base)
     for file in sorted(base.iterdir()):
-        if file.is_file() and file.name not in ("config.json", _INDEX, "ascend_plugin_model.json"):
+        if file.is_file() and file.name not in _OWN:
             _link(file, folder / file.name)
     norm = files.read("model.norm.weight")
     added = {name: tensor.to(norm.dtype) for name, tensor in tensors.items()}

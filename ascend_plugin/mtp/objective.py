@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ascend_plugin.mtp.hidden import Reading
+from ascend_plugin.spec_decode.token_order import TokenOrder
 
 _POSITIONS = 512
 
@@ -24,11 +25,13 @@ class Head:
     Attributes:
         weight: bfloat16 ``[kept, hidden]``.
         place: int64 ``[vocabulary]``: the row of a token in ``weight``; -1: left out.
+        order: the kept tokens that have mass, most first.
         coverage: share of the base's mass that the kept tokens have.
     """
 
     weight: torch.Tensor
     place: torch.Tensor
+    order: TokenOrder
     coverage: float
 
 
@@ -44,11 +47,14 @@ def choose_head(weight: torch.Tensor, readings: Sequence[Reading], count: int) -
     for reading in readings:
         probabilities = reading.top_logprobs.float().exp().flatten()
         mass.index_add_(0, reading.top_ids.flatten(), probabilities)
-    kept = mass.topk(min(count, len(weight))).indices.sort().values
+    ranked = mass.topk(min(count, len(weight))).indices
+    order = TokenOrder(ranked[mass[ranked] > 0].int(), len(weight))
+    kept = ranked.sort().values
     place = torch.full((len(weight),), -1)
     place[kept] = torch.arange(len(kept))
     coverage = float(mass[kept].sum() / mass.sum())
-    return Head(weight[kept.to(weight.device)].bfloat16().contiguous(), place, coverage)
+    rows = weight[kept.to(weight.device)].bfloat16().contiguous()
+    return Head(rows, place, order, coverage)
 
 
 class _CrossEntropy(torch.autograd.Function):

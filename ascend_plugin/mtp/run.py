@@ -88,7 +88,8 @@ def run(request: TrainRequest, report: Progress) -> TrainResult:
         )
     request.output.mkdir(parents=True, exist_ok=True)
     layer = request.output / LAYER
-    save_layer(layer, trainer.best_weights, _about(base, request, course))
+    about = _about(base, request, course)
+    save_layer(layer, trainer.best_weights, trainer.head.order, about)
     save_curve(request.output / "curve.json", course)
     write_prompts(request.output / "prompts.jsonl", [s for s in given if s.held_out])
     checkpoint = attach(request.model, layer, request.output / "checkpoint")

@@ -17,6 +17,7 @@ from ascend_plugin.quantization import register as register_quantization
 from .attention_choice import latents_refused, register_as_custom, why_not
 from .common import LORA, configure
 from .kv_cache import configure_kv_cache
+from .speculation import configure_speculation
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -61,6 +62,7 @@ class AscendCPUPlatform(CpuPlatform):
         config = configure(vllm_config, "cpu")
         adopt_quantization(vllm_config, "cpu")
         configure_kv_cache(vllm_config, config.kv_cache)
+        configure_speculation(vllm_config, config.speculation)
         # The V2 runner exists only with a working Triton; a machine that has one must not
         # silently run code that the plugin was not tested with.
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")

@@ -17,6 +17,7 @@ from .attention_choice import register_as_custom, why_not
 from .common import LORA, configure
 from .kv_cache import configure_kv_cache
 from .npu_config import configure_engine
+from .speculation import configure_speculation
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -70,6 +71,7 @@ class AscendNPUPlatform(Platform):
         config = configure(vllm_config, "npu")
         adopt_quantization(vllm_config, "npu")
         configure_kv_cache(vllm_config, config.kv_cache)
+        configure_speculation(vllm_config, config.speculation)
         configure_engine(vllm_config, config)
 
     @classmethod

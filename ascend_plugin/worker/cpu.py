@@ -12,6 +12,7 @@ from ascend_plugin.compat import apply_worker_patches
 from ascend_plugin.config import parse_config
 from ascend_plugin.ops.dispatch import set_policy
 from ascend_plugin.ops.native import memory
+from ascend_plugin.spec_decode.prepare import prepare_drafter
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -30,12 +31,13 @@ class AscendCPUWorker(CPUWorker):
         apply_worker_patches()
 
     def load_model(self, **kwargs: Any) -> None:
-        """Load the model, then tell its layers how their KV cache is scaled."""
+        """Load the model; tell its layers how their cache is scaled, its drafter how to draft."""
         from vllm.distributed import get_tensor_model_parallel_rank as rank
         from vllm.distributed import get_tensor_model_parallel_world_size as world
 
         super().load_model(**kwargs)
         quantise_layers(self.vllm_config, self.plugin_config.kv_cache, rank(), world())
+        prepare_drafter(self.vllm_config, self.model_runner, self.plugin_config.speculation)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Allocate the KV cache, on huge pages where the kernel grants them."""

@@ -23,6 +23,7 @@ from ascend_plugin.config import parse_config
 from ascend_plugin.ops.dispatch import set_policy
 from ascend_plugin.ops.npu import library as npu_operators
 from ascend_plugin.ops.npu.device import npu
+from ascend_plugin.spec_decode.prepare import prepare_drafter
 
 from .npu_layers import register_layers
 from .npu_moe import register_experts
@@ -88,12 +89,13 @@ class AscendNPUWorker(Worker):
         return AscendNPUModelRunner(self.vllm_config, self.device)
 
     def load_model(self, **kwargs: Any) -> None:
-        """Load the model, then tell its layers how their KV cache is scaled."""
+        """Load the model; tell its layers how their cache is scaled, its drafter how to draft."""
         from vllm.distributed import get_tensor_model_parallel_rank as rank
         from vllm.distributed import get_tensor_model_parallel_world_size as world
 
         super().load_model(**kwargs)
         quantise_layers(self.vllm_config, self.plugin_config.kv_cache, rank(), world())
+        prepare_drafter(self.vllm_config, self.model_runner, self.plugin_config.speculation)
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """Run a step; arguments as in ``Worker``."""

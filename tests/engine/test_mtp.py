@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import operator
 import re
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +11,12 @@ from byte_tokenizer import write_tokenizer
 from eagle import write_eagle
 from engines import EngineProcess, Output, assert_same, first_differences
 from int8_engines import Int8Models
-from offline_mtp import Counts, OfflineMTP
-from prompts import mixed_prompts, tokens
+from mtp_cases import LONGEST, MIMO, PROMPTS, RUN, TOKENS, counted, expected, mtp
+from offline_mtp import OfflineMTP
+from prompts import tokens
 from tiny_engines import TinyModels, settings
 
 pytestmark = pytest.mark.engine
-
-MIMO = {"architecture": "mimo", "hidden": 256, "heads": 4, "kv_heads": 2}
-#: Longest proposal, and so many more tokens than are compared are generated without speculation.
-LONGEST = 4
-TOKENS = 40
-PROMPTS = mixed_prompts(longest=500)[::4]
-RUN = {"prompts": PROMPTS, "max_tokens": TOKENS}
-
-
-def mtp(count: int, **more: Any) -> dict[str, Any]:
-    """The speculation of a proposal of so many drafts."""
-    return {"speculative_config": {"method": "mtp", "num_speculative_tokens": count, **more}}
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +41,6 @@ def want(greedy: list[Output]) -> list[Output]:
     """The same, as many tokens as are compared."""
     cut = slice(TOKENS)
     return [Output(o.tokens[cut], o.logprobs[cut], o.margins[cut], o.cached) for o in greedy]
-
-
-def expected(offline: OfflineMTP, greedy: list[Output], count: int) -> Counts:
-    """How many drafts must be accepted."""
-    walks = [
-        offline.walk(prompt, [*prompt, *output.tokens], TOKENS, count)
-        for prompt, output in zip(PROMPTS, greedy, strict=True)
-    ]
-    return reduce(operator.add, walks)
-
-
-def counted(run: dict[str, Any], count: int) -> Counts:
-    """How many drafts an engine says were accepted."""
-    found = run["drafts"]
-    places = tuple(int(found[f"accepted_tokens_per_pos_{i}"]) for i in range(count))
-    return Counts(int(found["drafts"]), places)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

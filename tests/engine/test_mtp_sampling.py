@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from engines import EngineProcess
 from offline_mtp import OfflineMTP
 from prompts import tokens
 from tiny_engines import TinyModels, settings
+
+from ascend_plugin.spec_decode.token_order import TokenOrder, save_order
 
 pytestmark = pytest.mark.engine
 
@@ -65,8 +68,10 @@ def chance(drawn: list[list[int]], expected: torch.Tensor) -> float:
     return float(torch.special.gammaincc(torch.tensor((len(want) - 1) / 2).double(), statistic / 2))
 
 
-def engine(model: str, **speculation: Any) -> dict[str, Any]:
+def engine(model: str, head: str | None = None, **speculation: Any) -> dict[str, Any]:
     more = {"speculative_config": {"method": "mtp", **speculation}} if speculation else {}
+    if head:
+        more["additional_config"] = {"speculation": {"draft_head": {"file": head}}}
     return settings(model, max_num_seqs=64, max_num_batched_tokens=512, block_size=16, **more)
 
 
@@ -94,6 +99,22 @@ def test_the_distribution_is_the_models(
     speculation = {"num_speculative_tokens": 2, "draft_sample_method": draft_sample_method}
     found = drawn(plugin, engine(model, **speculation), 0.9, frequency)
     assert chance(found, pairs(offline, 0.9, frequency)) > LEVEL
+
+
+@pytest.mark.parametrize("draft_sample_method", ["greedy", "probabilistic"])
+def test_a_draft_head_leaves_it_alone(
+    plugin: EngineProcess,
+    model: str,
+    offline: OfflineMTP,
+    tmp_path: Path,
+    draft_sample_method: str,
+) -> None:
+    """Drafts are among half of the tokens; the other half is drawn as often as ever."""
+    head = tmp_path / "head.safetensors"
+    save_order(head, TokenOrder(torch.arange(0, VOCABULARY, 2).int(), VOCABULARY), {})
+    speculation = {"num_speculative_tokens": 2, "draft_sample_method": draft_sample_method}
+    found = drawn(plugin, engine(model, str(head), **speculation), 0.9, 0.0)
+    assert chance(found, pairs(offline, 0.9, 0.0)) > LEVEL
 
 
 def test_the_test_would_notice(plugin: EngineProcess, model: str, offline: OfflineMTP) -> None:

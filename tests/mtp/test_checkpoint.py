@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ascend_plugin.config import ConfigError
 from ascend_plugin.model.tiny import write_tiny_llama
 from ascend_plugin.mtp.base import check_base, read_config
 from ascend_plugin.mtp.checkpoint import KIND, attach, base_fingerprint, load_layer, save_layer
 from ascend_plugin.mtp.errors import MTPError
 from ascend_plugin.mtp.layer import PREFIX, MTPLayer
+from ascend_plugin.spec_decode.token_order import FILE, VOCABULARY, TokenOrder, load_order
+
+#: What the layer's drafts are chosen among.
+ORDER = TokenOrder(torch.tensor([9, 4, 200, 3], dtype=torch.int32), 256)
 
 
 @pytest.fixture
@@ -22,7 +28,7 @@ def layer(base, tmp_path):
     module.start_from(base)
     weights = {name: weight.bfloat16() for name, weight in module.state_dict().items()}
     path = tmp_path / "layer.safetensors"
-    save_layer(path, weights, {"base": base.fingerprint, "model": "base"})
+    save_layer(path, weights, ORDER, {"base": base.fingerprint, "model": "base"})
     return path
 
 
@@ -43,6 +49,25 @@ def test_a_checkpoint_is_the_base_and_the_layer(base, base_path, layer, tmp_path
     added = load_file(folder / "mtp.safetensors")
     assert {name for name in added if name.startswith(PREFIX)} == load_layer(layer)[0].keys()
     assert (folder / "model.safetensors").samefile(base_path / "model.safetensors")
+    for file in (layer, folder / FILE):
+        order = load_order(file)
+        assert (order.tokens.tolist(), order.vocabulary) == ([9, 4, 200, 3], 256)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert FILE not in index["weight_map"].values(), "vLLM would take it for weights"
+
+
+def test_a_layer_without_an_order_is_joined(base_path, layer, tmp_path) -> None:
+    """Layers were written without before."""
+    tensors, about = load_layer(layer)
+    save_file(tensors, layer, {k: v for k, v in about.items() if k != VOCABULARY})
+    assert not (attach(base_path, layer, tmp_path / "joined") / FILE).exists()
+
+
+def test_an_order_of_another_vocabulary_is_refused(base, base_path, layer, tmp_path) -> None:
+    weights = {n.removeprefix(PREFIX): w for n, w in load_layer(layer)[0].items()}
+    save_layer(layer, weights, TokenOrder(ORDER.tokens, 300), {"base": base.fingerprint})
+    with pytest.raises(ConfigError, match="orders a vocabulary of 300 tokens, and the model has 2"):
+        attach(base_path, layer, tmp_path / "joined")
 
 
 def test_a_checkpoint_is_replaced(base_path, layer, tmp_path) -> None:

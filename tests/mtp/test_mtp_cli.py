@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from machine_keys import MACHINE_KEYS
 from typer.testing import CliRunner
 
 from ascend_plugin.cli.main import app
+from ascend_plugin.spec_decode.token_order import FILE, load_order
 
 
 def run(*arguments):
@@ -75,6 +77,26 @@ def test_prompts_that_cannot_be_read(base_path, tmp_path) -> None:
     assert "is empty" in refusal("eval", folder, "--prompts", file)
 
 
+def test_a_head_from_text(base_path, text_path, tmp_path) -> None:
+    from transformers import AutoTokenizer
+
+    file = tmp_path / "heads" / "head.safetensors"
+    done = run("head", base_path, "--text", text_path, "-o", file)
+    assert done.exit_code == 0, done.exception
+    assert f'"file": "{file}"' in done.stdout
+    found = load_order(file)
+    tokenizer = AutoTokenizer.from_pretrained(base_path)
+    added = len(tokenizer.get_added_vocab())
+    counts = Counter(tokenizer(text_path.read_text(), add_special_tokens=False)["input_ids"])
+    ranked = [counts[token] for token in found.tokens.tolist()[added:]]
+    assert ranked == sorted(counts.values(), reverse=True)
+    assert set(found.tokens.tolist()) == {*counts, *tokenizer.get_added_vocab().values()}
+    inside = ("head", base_path, "--text", text_path, "-o", base_path / "head.safetensors")
+    assert "outside of a checkpoint's folder" in refusal(*inside)
+    assert "cannot be read" in refusal("head", base_path, "--text", "/none", "-o", file)
+    assert "is not a model" in refusal("head", tmp_path, "--text", text_path, "-o", file)
+
+
 @pytest.mark.engine
 @pytest.mark.slow
 def test_from_text_to_speed(base_path, text_path, tmp_path, capfd) -> None:
@@ -93,6 +115,9 @@ def test_from_text_to_speed(base_path, text_path, tmp_path, capfd) -> None:
     assert 0.9 < row["coverage"] <= 1.0
     assert len(row["points"][-1]["acceptance"]) == 3
     assert (tmp_path / "curve.png").stat().st_size > 1000
+    order = load_order(output / "checkpoint" / FILE).tokens.tolist()
+    assert order == load_order(output / "layer.safetensors").tokens.tolist()
+    assert 0 < len(order) <= 256
     again = run(*arguments)
     assert again.exit_code == 0, again.exception
     assert json.loads(capfd.readouterr().out)["rows"] == told["rows"]

@@ -29,10 +29,16 @@ def test_every_setting() -> None:
                 "layers": {"0": "auto", "1-3": "c8d", "*.layers.9.*": "c8s"},
                 "precision": "fast",
             },
+            "speculation": {
+                "adaptive": False,
+                "draft_head": {"tokens": 4096, "file": "head.safetensors"},
+            },
         }
     )
     assert config.device == "cpu"
     assert config.ops.implementation == "reference"
+    assert config.speculation.draft_head.tokens == 4096
+    assert config.speculation.adaptive is False
     assert config.kv_cache.huge_pages is False
     assert config.kv_cache.variant == "c8p"
     assert config.kv_cache.patch_threshold == 0.05
@@ -51,8 +57,20 @@ def test_keys_of_vllm_are_left_alone() -> None:
     ("given", "message"),
     [
         (
+            {"speculation": {"draft_head": {"tokens": -1}}},
+            "speculation.draft_head.tokens=-1: Input should be greater than or equal to 0.",
+        ),
+        (
+            {"speculation": {"draft_head": {"tokens": 0, "file": "f"}}},
+            "speculation.draft_head.file='f' is given, but tokens=0 asks for the whole",
+        ),
+        (
+            {"speculation": {"draft_head": {"token": 1}}},
+            "speculation.draft_head.token is unknown (value 1); allowed here: file, tokens.",
+        ),
+        (
             {"devise": "cpu"},
-            "devise is unknown (value 'cpu'); allowed here: device, kv_cache, ops.",
+            "devise is unknown (value 'cpu'); allowed here: device, kv_cache, ops, speculation.",
         ),
         (
             {"ops": {"implementatoin": "native"}},

@@ -32,11 +32,16 @@ class Counts:
 class OfflineMTP:
     """A base model of transformers and its draft layer, in float32."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, kept: torch.Tensor | None = None) -> None:
+        """Load a checkpoint; drafts are among ``kept`` tokens, or all."""
         from transformers import AutoModelForCausalLM
 
         self.base = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         config = self.base.config
+        self._left_out = torch.zeros(config.vocab_size, dtype=torch.bool)
+        if kept is not None:
+            self._left_out[:] = True
+            self._left_out[kept] = False
         heads, hidden = config.num_attention_heads, config.hidden_size
         self.layer = MTPLayer(
             LayerShape(
@@ -81,7 +86,8 @@ class OfflineMTP:
         found = []
         for _ in range(count):
             output = self.layer(hidden, embedding, (cos[0], sin[0]), passes)
-            found.append(self.base.lm_head(output)[0].argmax(-1))
+            logits = self.base.lm_head(output)[0]
+            found.append(logits.masked_fill(self._left_out, -torch.inf).argmax(-1))
             hidden = shift(output)
         return torch.stack(found)
 

@@ -243,13 +243,15 @@ def _show_counters_of_several_servers() -> None:
 
     @functools.wraps(original)
     def collect(self: Any) -> Iterable[Any]:
-        from .kv_cache.counters import FOLDER_VARIABLE
+        from .metrics_folder import FOLDER_VARIABLE
 
         yield from original(self)
         if os.environ.get(FOLDER_VARIABLE):
             from .kv_cache.metrics import KVCacheCollector
+            from .spec_decode.metrics import DraftCollector
 
             yield from KVCacheCollector().collect()
+            yield from DraftCollector().collect()
 
     setattr(collect, _MARK, True)
     MultiProcessCollector.collect = collect  # type: ignore[method-assign]

@@ -62,7 +62,7 @@ class AscendCPUPlatform(CpuPlatform):
         config = configure(vllm_config, "cpu")
         adopt_quantization(vllm_config, "cpu")
         configure_kv_cache(vllm_config, config.kv_cache)
-        configure_speculation(vllm_config, config.speculation)
+        configure_speculation(vllm_config, config.speculation, adaptive=True)
         # The V2 runner exists only with a working Triton; a machine that has one must not
         # silently run code that the plugin was not tested with.
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")

@@ -10,9 +10,9 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from ascend_plugin.attention.latent_quantisation import refuse_settings
 from ascend_plugin.config import INT8_DTYPE, ConfigError, KVCacheConfig
 from ascend_plugin.kv_cache.checkpoint import is_int8_scheme
-from ascend_plugin.kv_cache.counters import share_counters
 from ascend_plugin.kv_cache.scales import check_layers, load_kv_scales
 from ascend_plugin.kv_cache.variants import LayerPatternError, check_patterns
+from ascend_plugin.metrics_folder import share_folder
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -45,7 +45,7 @@ def configure_kv_cache(vllm_config: VllmConfig, config: KVCacheConfig) -> None:
         refuse_settings(config)
     elif model is not None and not _is_draft(vllm_config):
         _check_model(model, config, vllm_config.parallel_config.tensor_parallel_size)
-    share_counters()
+    share_folder()
     from ascend_plugin.kv_cache.metrics import register_collector
 
     register_collector()

@@ -71,8 +71,9 @@ class AscendNPUPlatform(Platform):
         config = configure(vllm_config, "npu")
         adopt_quantization(vllm_config, "npu")
         configure_kv_cache(vllm_config, config.kv_cache)
-        configure_speculation(vllm_config, config.speculation)
         configure_engine(vllm_config, config)
+        # Whole steps run from graphs, which know one number of drafts.
+        configure_speculation(vllm_config, config.speculation, adaptive=False)
 
     @classmethod
     def import_kernels(cls) -> None:

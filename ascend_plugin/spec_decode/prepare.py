@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ascend_plugin.config import SpeculationConfig
 
+from .adaptive import is_adaptive
 from .draft_head import shrink_draft_head
+from .draft_keys import DeferredKeys, why_not
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_drafter(vllm_config: VllmConfig, runner: Any, config: SpeculationConfig) -> None:
@@ -18,5 +23,15 @@ def prepare_drafter(vllm_config: VllmConfig, runner: Any, config: SpeculationCon
     Raises:
         ConfigError: the draft model does not fit the settings.
     """
-    if vllm_config.speculative_config is not None:
-        shrink_draft_head(vllm_config, runner.drafter, config.draft_head)
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return
+    shrink_draft_head(vllm_config, runner.drafter, config.draft_head)
+    if not is_adaptive(vllm_config):
+        return
+    obstacle = why_not(vllm_config, runner.drafter)
+    if obstacle is None:
+        assert speculative.num_speculative_tokens is not None
+        runner.drafter.propose = DeferredKeys(runner, speculative.num_speculative_tokens)
+    else:
+        logger.info("The draft layer runs in steps without drafts too: %s.", obstacle)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from processes import run_python
 
-from ascend_plugin.kv_cache.counters import FOLDER_VARIABLE, KVCounters, read_counters
+from ascend_plugin.kv_cache.counters import KVCounters, read_counters
+from ascend_plugin.metrics_folder import FOLDER_VARIABLE
 from ascend_plugin.ops.page_layout import Quantisation
 
 COUNT = """
@@ -55,7 +56,7 @@ def test_counting_shows_at_once(folder: Path) -> None:
     for _ in range(2):
         own += torch.tensor([2, 1, 0, 0])
     assert read_counters() == {("model", "c8d"): (4, 2, 0, 0)}
-    (folder / "1-1.partial").write_bytes(b"not complete")
+    (folder / "kv-1-1.partial").write_bytes(b"not complete")
     assert len(read_counters()) == 1
 
 

@@ -26,7 +26,7 @@ for settings in json.loads(sys.argv[1]):
         told.append(f"{type(error).__name__}: {error}")
 from prometheus_client import REGISTRY, generate_latest
 metrics = generate_latest(REGISTRY).decode()
-folder = os.environ.get("ASCEND_PLUGIN_KV_COUNTERS", "")
+folder = os.environ.get("ASCEND_PLUGIN_METRICS", "")
 print("RESULTS" + json.dumps([told, metrics, folder, os.path.isdir(folder)]))
 """
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import draft_script
 import mtp_faults
 from measuring import unmeasured
 
@@ -93,7 +94,7 @@ class EngineKeeper:
     def _run(self, run: dict[str, Any]) -> dict[str, Any]:
         """Run one, and say how many drafts were made and accepted meanwhile."""
         before = self.metrics()
-        with mtp_faults.planted(run.get("fault")):
+        with mtp_faults.planted(run.get("fault")), draft_script.played(run.get("script")):
             found = self.generate(run)
         drafts = {
             name.removeprefix(_DRAFTS): value - before.get(name, 0)

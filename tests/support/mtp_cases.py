@@ -26,7 +26,7 @@ def mtp(count: int, **more: Any) -> dict[str, Any]:
 def expected(offline: OfflineMTP, greedy: list[Output], count: int) -> Counts:
     """How many drafts must be accepted."""
     walks = [
-        offline.walk(prompt, [*prompt, *output.tokens], TOKENS, count)
+        offline.walk(prompt, [*prompt, *output.tokens], TOKENS, (count,))
         for prompt, output in zip(PROMPTS, greedy, strict=True)
     ]
     return reduce(operator.add, walks)

@@ -9,19 +9,22 @@ from typing import Any
 
 @contextmanager
 def planted(name: str | None) -> Iterator[None]:
-    """Plant a fault into vLLM's proposer; None plants nothing."""
+    """Plant a fault into what drafts; None plants nothing."""
     if name is None:
         yield
         return
-    from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer as Proposer
+    from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
+
+    from ascend_plugin.spec_decode.draft_keys import DeferredKeys
 
     method, broken = FAULTS[name]
-    original = getattr(Proposer, method)
-    setattr(Proposer, method, broken(original))
+    owner: Any = DeferredKeys if method == "_catch_up" else SpecDecodeBaseProposer
+    original = getattr(owner, method)
+    setattr(owner, method, broken(original))
     try:
         yield
     finally:
-        setattr(Proposer, method, original)
+        setattr(owner, method, original)
 
 
 def _stale_keys(original: Any) -> Any:
@@ -67,7 +70,17 @@ def _last_of_prompt(patched: Any) -> Any:
     return patched.__wrapped__
 
 
+def _lost_keys(original: Any) -> Any:
+    """Forget what steps without drafts kept for the layer."""
+
+    def catch_up(self: Any, call: Any, ends: Any) -> None:
+        self._kept.clear()
+
+    return catch_up
+
+
 FAULTS = {
+    "lost keys": ("_catch_up", _lost_keys),
     "stale keys": ("_get_slot_mapping", _stale_keys),
     "late embedding": ("set_inputs_first_pass", _late_embedding),
     "same position": ("_update_positions_dependent_metadata", _same_position),

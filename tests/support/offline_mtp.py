@@ -6,7 +6,9 @@ in how many drafts are accepted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -91,7 +93,9 @@ class OfflineMTP:
             hidden = shift(output)
         return torch.stack(found)
 
-    def walk(self, prompt: list[int], text: list[int], tokens: int, drafts: int) -> Counts:
+    def walk(
+        self, prompt: list[int], text: list[int], tokens: int, script: Sequence[int]
+    ) -> Counts:
         """Speculate greedily: verify proposals until so many tokens are generated.
 
         Args:
@@ -99,16 +103,17 @@ class OfflineMTP:
             text: the prompt and the base's greedy continuation, at least ``drafts`` tokens longer
                 than what is generated.
             tokens: to generate.
-            drafts: of a proposal.
+            script: drafts of one proposal after the other, again and again; 0 makes none.
         """
+        drafts = max(script)
         with threads(1):
             proposed = self.drafts(text, drafts)
         known = len(prompt) + 1
-        proposals, accepted = 0, [0] * drafts
+        proposals, accepted, wanted = 0, [0] * drafts, cycle(script)
         while known - len(prompt) < tokens:
-            proposals += 1
-            right = 0
-            while right < drafts and proposed[right, known - 2 + right] == text[known + right]:
+            count, right = next(wanted), 0
+            proposals += count > 0
+            while right < count and proposed[right, known - 2 + right] == text[known + right]:
                 accepted[right] += 1
                 right += 1
             known += right + 1

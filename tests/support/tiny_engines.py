@@ -24,7 +24,12 @@ class TinyModels:
 
 
 def settings(model: str, **more: Any) -> dict[str, Any]:
-    """A float32 engine whose prompts are prefilled in chunks of at most 96 tokens."""
+    """A float32 engine whose prompts are prefilled in chunks of at most 96 tokens.
+
+    Every step makes as many drafts as asked for, unless a test says otherwise: tests count them.
+    """
+    config = dict(more.pop("additional_config", {}))
+    config["speculation"] = {"adaptive": False, **config.get("speculation", {})}
     return {
         "model": model,
         "dtype": "float32",
@@ -34,6 +39,7 @@ def settings(model: str, **more: Any) -> dict[str, Any]:
         "max_num_batched_tokens": 96,
         "max_num_seqs": 24,
         "kv_cache_memory_bytes": 1 << 28,
+        "additional_config": config,
         **more,
     }
 

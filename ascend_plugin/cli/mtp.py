@@ -150,9 +150,11 @@ def evaluate(
             "tokens": tokens,
             "rounds": rounds,
             "dtype": dtype,
+            "speculation": result.speculation,
         }
         if as_json:
-            write_json(stdout, [asdict(result)], meta)
+            row = {k: v for k, v in asdict(result).items() if k != "speculation"}
+            write_json(stdout, [row], meta)
         else:
             from ascend_plugin.cli.tables import mtp_table
 

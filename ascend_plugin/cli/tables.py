@@ -193,6 +193,11 @@ def mtp_table(result: EvalResult, meta: Mapping[str, object]) -> Table:
     table.add_row("tokens per proposal", f"{result.mean_accepted_length:.2f}")
     table.add_row("proposals", str(result.proposals))
     table.add_row("prompts with another answer (near-ties)", str(result.different))
+    head = result.speculation.get("draft_head")
+    table.add_row("drafts are chosen among", f"{head} tokens" if head else "all tokens")
+    if steps := result.speculation.get("steps"):
+        shares = ", ".join(f"{k}: {100 * n / sum(steps):.0f} %" for k, n in enumerate(steps))
+        table.add_row("steps by number of drafts, all prompts", shares)
     for size, ratio in (("1", result.speedup_b1), ("8", result.speedup_b8)):
         if ratio is not None:
             with_, without = result.decode[size]

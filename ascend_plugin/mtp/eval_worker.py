@@ -42,7 +42,21 @@ class Engine:
             decoded, seconds = decoded + count, seconds + took
         after = self._counters()
         counters = {name: after[name] - before.get(name, 0) for name in after}
-        return {"tokens": tokens, "decoded": decoded, "seconds": seconds, "counters": counters}
+        return {
+            "tokens": tokens,
+            "decoded": decoded,
+            "seconds": seconds,
+            "counters": counters,
+            "speculation": self._speculation(),
+        }
+
+    def _speculation(self) -> dict[str, object]:
+        """Return how the engine drafts, as it is configured by default."""
+        from ascend_plugin.config import parse_config
+        from ascend_plugin.spec_decode.prepare import describe
+
+        config = self._llm.llm_engine.vllm_config
+        return describe(config, parse_config(config.additional_config).speculation)
 
     def _group(
         self, prompts: list[list[int]], batch: dict[str, Any]

@@ -58,6 +58,7 @@ class EvalResult:
         different: prompts whose text differs from that without speculation: near-ties.
         decode: tokens per second by batch size, median of the rounds: with, without.
         speedup_b1, speedup_b8: median over rounds of the ratio; None: not timed.
+        speculation: how the engine drafted, by default; see ``spec_decode.prepare.describe``.
     """
 
     acceptance: list[float]
@@ -68,6 +69,7 @@ class EvalResult:
     decode: dict[str, list[float]]
     speedup_b1: float | None
     speedup_b8: float | None
+    speculation: dict[str, Any]
 
 
 def read_prompts(path: Path) -> list[list[int]]:
@@ -141,6 +143,7 @@ def evaluate(request: EvalRequest, report: Progress) -> EvalResult:
         {str(size): _medians(rounds) for size, rounds in speeds.items()},
         medians.get(1),
         medians.get(8),
+        found["speculation"],
     )
 
 

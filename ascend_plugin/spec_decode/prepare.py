@@ -1,4 +1,4 @@
-"""What is done to vLLM's proposer once its model is loaded."""
+"""What is done to vLLM's proposer once its model is loaded, and what came of it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ascend_plugin.config import SpeculationConfig
 
 from .adaptive import is_adaptive
-from .draft_head import shrink_draft_head
+from .draft_head import ends_of_text, find_order, shrink_draft_head
 from .draft_keys import DeferredKeys, why_not
+from .metrics import read_choices
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -35,3 +36,24 @@ def prepare_drafter(vllm_config: VllmConfig, runner: Any, config: SpeculationCon
         runner.drafter.propose = DeferredKeys(runner, speculative.num_speculative_tokens)
     else:
         logger.info("The draft layer runs in steps without drafts too: %s.", obstacle)
+
+
+def describe(vllm_config: VllmConfig, config: SpeculationConfig) -> dict[str, object]:
+    """Return how an engine drafts.
+
+    Returns:
+        ``adaptive``, whether the number of drafts is chosen while it runs; ``draft_head``, how many
+        tokens drafts are chosen among, None for all; ``steps``, if it is chosen, how many steps
+        made 0, 1, 2, ... drafts so far.
+    """
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return {}
+    order = find_order(config.draft_head, speculative)
+    ends = ends_of_text(speculative.target_model_config)
+    found: dict[str, object] = {
+        "adaptive": is_adaptive(vllm_config),
+        "draft_head": None if order is None else len(order.kept(config.draft_head.tokens, ends)),
+    }
+    choices = read_choices()
+    return found | ({"steps": list(choices[-1].steps)} if choices else {})

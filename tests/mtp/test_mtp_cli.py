@@ -125,7 +125,13 @@ def test_from_text_to_speed(base_path, text_path, tmp_path, capfd) -> None:
     options = ("--drafts", 2, "--tokens", 20, "--rounds", 1, "--threads", 1, "--json")
     measured = run("eval", output / "checkpoint", "--speed-prompts", 8, *options)
     assert measured.exit_code == 0, measured.exception
-    (found,) = json.loads(capfd.readouterr().out)["rows"]
+    told = json.loads(capfd.readouterr().out)
+    (found,) = told["rows"]
+    speculation = told["meta"]["speculation"]
+    assert speculation["adaptive"] is True
+    assert len(order) <= speculation["draft_head"] <= len(order) + 1
+    assert len(speculation["steps"]) == 3
+    assert sum(speculation["steps"]) > 20
     assert found["proposals"] > 20
     assert 0 <= found["acceptance_first"] <= 1
     assert found["mean_accepted_length"] == pytest.approx(1 + sum(found["acceptance"]), abs=0.01)

@@ -58,7 +58,12 @@ class NPUModels:
 
 
 def settings(model: str, graphs: str = "eager", **more: Any) -> dict[str, Any]:
-    """An engine whose prompts are prefilled in chunks of at most 96 tokens."""
+    """An engine whose prompts are prefilled in chunks of at most 96 tokens.
+
+    Every step makes as many drafts as asked for, unless a test says otherwise, on a CPU too.
+    """
+    config = dict(more.pop("additional_config", {}))
+    config["speculation"] = {"adaptive": False, **config.get("speculation", {})}
     return {
         "model": model,
         "dtype": "bfloat16",
@@ -67,6 +72,7 @@ def settings(model: str, graphs: str = "eager", **more: Any) -> dict[str, Any]:
         "max_num_batched_tokens": 96,
         "max_num_seqs": 8,
         "kv_cache_memory_bytes": 1 << 26,
+        "additional_config": config,
         **GRAPHS[graphs],
         **more,
     }

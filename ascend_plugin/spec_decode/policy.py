@@ -267,7 +267,8 @@ class DraftPolicy:
 
     def _try(self, size: _Size, step: Step) -> None:
         """Go on with a trial, or end it."""
-        size.trial_steps += step.verified == step.drafted == size.trial
+        # A limit by batch size may make fewer than are tried.
+        size.trial_steps += step.verified == step.drafted
         if size.trial_steps < _TRIAL_STEPS:
             return
         size.costs.settle()

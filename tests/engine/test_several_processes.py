@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from engines import Answer, EngineProcess, assert_same
 from int8_engines import VARIANTS, Int8Models
+from mtp_cases import MIMO, counted, mtp
 from prompts import tokens
 from tiny_engines import TinyModels, settings
+
+from ascend_plugin.spec_decode.token_order import TokenOrder, save_order
 
 pytestmark = pytest.mark.engine
 
@@ -45,6 +49,33 @@ def test_tensor_parallel_int8(parallel: EngineProcess, int8: Int8Models) -> None
     rows, *_ = answer.counters["c8p"]
     written = sum(map(len, PROMPTS)) + len(PROMPTS) * (RUN["max_tokens"] - 1)
     assert rows == written * 2 * 2 * model.offline.layers  # of both workers together
+
+
+@pytest.mark.slow
+def test_tensor_parallel_drafts(
+    parallel: EngineProcess, plugin: EngineProcess, tiny: TinyModels, tmp_path: Path
+) -> None:
+    """Each worker has all kept rows of the draft head, and leaves out the layer in the same steps.
+
+    One after the other, so that steps and their numbers of drafts are the same in both engines.
+    """
+    head = tmp_path / "head.safetensors"
+    save_order(head, TokenOrder(torch.arange(0, 256, 2).int(), 256), {})
+    speculation = {"draft_head": {"file": str(head)}, "adaptive": True}
+    engine = settings(
+        tiny("mimo", **MIMO),
+        block_size=16,
+        additional_config={"speculation": speculation},
+        **mtp(3),
+    )
+    runs = [{"prompts": [p], "max_tokens": 40, "script": (2, 0, 0, 3)} for p in PROMPTS[:2]]
+    wanted = plugin.run(engine, *runs)
+    answer = parallel.run(engine | TWO, *runs)
+    assert answer.made_of == {"executor": "MultiprocExecutor"}
+    for i in range(len(runs)):
+        assert_same(wanted.outputs(i), answer.outputs(i))
+        assert counted(answer.runs[i], 3) == counted(wanted.runs[i], 3)
+    assert answer.metrics["vllm:spec_decode_num_accepted_tokens"] > 5
 
 
 BLOCK = 32

@@ -132,7 +132,7 @@ def test_from_text_to_speed(base_path, text_path, tmp_path, capfd) -> None:
     assert len(order) <= speculation["draft_head"] <= len(order) + 1
     assert len(speculation["steps"]) == 3
     assert sum(speculation["steps"]) > 20
-    assert found["proposals"] > 20
+    assert found["proposals"] > 0
     assert 0 <= found["acceptance_first"] <= 1
     assert found["mean_accepted_length"] == pytest.approx(1 + sum(found["acceptance"]), abs=0.01)
     assert found["speedup_b1"] > 0

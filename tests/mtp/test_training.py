@@ -13,6 +13,7 @@ from ascend_plugin.mtp.hidden import TOP, HiddenCache, text_samples
 from ascend_plugin.mtp.layer import pass_mask
 from ascend_plugin.mtp.objective import Head, choose_head, cross_entropy
 from ascend_plugin.mtp.train import Trainer, TrainPlan
+from ascend_plugin.spec_decode.token_order import TokenOrder
 
 PLAN = TrainPlan(minutes=30, epochs=4, batch_tokens=256, head_tokens=256, check_steps=8)
 
@@ -104,6 +105,18 @@ def test_nothing_to_learn_from(base, readings, tmp_path) -> None:
         Trainer(base, [], readings[:4], PLAN, tmp_path)
 
 
+def test_a_head_keeps_the_tokens_with_most_mass(base, readings) -> None:
+    mass = torch.zeros(base.shape.vocabulary)
+    for reading in readings:
+        mass.index_add_(0, reading.top_ids.flatten(), reading.top_logprobs.float().exp().flatten())
+    head = choose_head(base.head, readings, 40)
+    order = head.order.tokens.long()
+    assert mass[order].tolist() == sorted(mass.tolist(), reverse=True)[:40]
+    assert torch.equal(head.weight, base.head[order.sort().values])
+    everything = choose_head(base.head, readings, 1 << 20).order.tokens
+    assert len(everything) == int((mass > 0).sum()), "what never occurs has no place in the order"
+
+
 def test_the_objective_is_cross_entropy() -> None:
     """Value and gradient, against autograd over the whole vocabulary; tokens left out have none."""
     generator = torch.Generator().manual_seed(0)
@@ -113,7 +126,7 @@ def test_the_objective_is_cross_entropy() -> None:
     place = torch.full((60,), -1)
     place[10:] = torch.arange(50)  # tokens 0 to 9 are left out
     tokens = ids + torch.randint(0, 11, ids.shape, generator=generator)
-    head = Head(weight, place, 1.0)
+    head = Head(weight, place, TokenOrder(torch.arange(10, 60).int(), 60), 1.0)
     loss = cross_entropy(output, head, tokens.int(), logprobs.half())
     (found,) = torch.autograd.grad(loss, output)
     p = torch.where(tokens >= 10, logprobs.half().float().exp(), 0.0)

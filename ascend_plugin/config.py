@@ -128,7 +128,7 @@ class DraftHeadConfig(_Section):
     tokens: int | None = Field(
         default=None,
         ge=0,
-        description="how many of the most frequent tokens; 0: the whole vocabulary; null: 8192 "
+        description="how many of the most frequent tokens; 0: the whole vocabulary; null: 12288 "
         "where the checkpoint or a file says which are frequent, else the whole vocabulary.",
     )
     file: str | None = Field(

@@ -18,6 +18,7 @@ from ascend_plugin.mtp.hidden import Reading
 from ascend_plugin.mtp.layer import Keys, MTPLayer, shift
 from ascend_plugin.mtp.objective import Head, choose_head, cross_entropy
 from ascend_plugin.mtp.sampling import Progress
+from ascend_plugin.spec_decode.token_order import DEFAULT_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class TrainPlan:
     epochs: int = 20
     batch_tokens: int = 4096
     passes: int = 2
-    head_tokens: int = 12288
+    head_tokens: int = DEFAULT_TOKENS
     matrix_rate: float = 2e-3
     vector_rate: float = 1e-3
     decay: float = 0.4

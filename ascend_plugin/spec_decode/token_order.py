@@ -21,8 +21,9 @@ FILE: Final = "draft_head.safetensors"
 TENSOR: Final = "draft_head.tokens"
 #: What a file with an order says beside it.
 VOCABULARY: Final = "draft_head.vocabulary"
-#: Tokens that are kept where the settings name no number.
-DEFAULT_TOKENS: Final = 8192
+#: Tokens that are kept where the settings name no number: as many as training looks at, so that
+#: none is left out that the layer has learnt to draft.
+DEFAULT_TOKENS: Final = 12288
 
 _REMEDY = "Make one with 'ascend-plugin mtp head MODEL --text FILE -o FILE'."
 

@@ -78,10 +78,12 @@ def paged_attention(
         # Tokens before the first row's window are never read: their blocks may be freed.
         first = max(0, length - count - window + 1) if window else 0
         blocks = used_blocks(pages, block_table[i], layout.block_size, first, length)
-        planes = block_values(pages[blocks], layout, channel_scales, compute_dtype)
+        values = block_values(pages[blocks], layout, channel_scales, compute_dtype)
+        key, value = (_tokens(v, first % layout.block_size, length - first) for v in values)
         result = _attend(
             query[rows].to(compute_dtype),
-            *(_tokens(plane, first % layout.block_size, length - first) for plane in planes),
+            key,
+            value,
             torch.arange(length - count, length),
             torch.arange(first, max(length, first)),
             scores,

@@ -30,6 +30,19 @@ _LATENT = re.compile(r"(?:.*\.)?layers\.(\d+)\.self_attn\.fa_([qkv])\.(scale|off
 _INDEX_FILE = "model.safetensors.index.json"
 
 
+def checkpoint_folder(model: Any) -> Path | None:
+    """Return the local folder of a model's weights (vLLM's configuration); None: none yet."""
+    if Path(model.model).is_dir():
+        return Path(model.model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError, OSError):
+        return None
+
+
 def is_int8_scheme(quantization_config: Any) -> bool:
     """Say whether a checkpoint's ``quantization_config`` has a KV cache of 8-bit integers."""
     if not isinstance(quantization_config, Mapping):

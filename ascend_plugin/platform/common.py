@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ascend_plugin.config import ConfigError, PluginConfig, parse_config
 from ascend_plugin.device import DEVICE_VARIABLE, DetectedDevice, detect_device
 from ascend_plugin.log import share_vllm_handlers
+from ascend_plugin.spec_decode.draft_layer import check_draft_layers
 from ascend_plugin.versions import check_versions
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def configure(vllm_config: VllmConfig, kind: str) -> PluginConfig:
         kind: ``npu`` or ``cpu``, the platform that vLLM chose.
 
     Raises:
-        ConfigError: settings that cannot be served on this platform, or untested versions.
+        ConfigError: settings that cannot be served on this platform, untested versions, or draft
+            layers that do not fit their base.
     """
     share_vllm_handlers()
     refuse_untested_versions()
@@ -43,6 +45,7 @@ def configure(vllm_config: VllmConfig, kind: str) -> PluginConfig:
         raise ConfigError(_wrong_device(config.device, detected))
     if detected.broken:
         _warn_broken(detected)
+    check_draft_layers(vllm_config)
     return config
 
 

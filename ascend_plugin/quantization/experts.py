@@ -33,11 +33,31 @@ class Expert(NamedTuple):
     w3: ModuleScheme
 
 
-def why_not(moe: FusedMoEConfig) -> list[str]:
-    """Return the reasons why the plugin does not serve a mixture of experts; none: it does."""
+def why_not(moe: FusedMoEConfig, spread: bool = False) -> list[str]:
+    """Return the reasons why the plugin does not serve a mixture of experts; none: it does.
+
+    Args:
+        moe: of the layer.
+        spread: whether experts may be on several devices that all have every token.
+    """
     parallel = moe.moe_parallel_config
     reasons = [
-        (parallel.use_ep, "experts spread over devices (leave --enable-expert-parallel out)"),
+        (
+            parallel.use_ep and not spread,
+            "experts spread over devices (leave --enable-expert-parallel out)",
+        ),
+        (
+            parallel.use_ep and parallel.dp_size > 1,
+            "experts spread over data parallel groups (set --data-parallel-size 1)",
+        ),
+        (
+            parallel.use_ep and parallel.pcp_size > 1,
+            "experts spread over context parallel groups (set --prefill-context-parallel-size 1)",
+        ),
+        (
+            parallel.is_sequence_parallel,
+            "sequence parallelism (set another --all2all-backend)",
+        ),
         (parallel.enable_eplb, "balancing of experts over devices (leave --enable-eplb out)"),
         (moe.has_bias, "experts with a bias"),
         (moe.is_lora_enabled, "LoRA (leave --enable-lora out)"),

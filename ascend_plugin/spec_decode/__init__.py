@@ -1,1 +1,1 @@
-"""Speculation that pays: a smaller draft head, and a running choice of the number of drafts."""
+"""Speculation: draft layers that fit, and what makes drafts pay."""

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from engines import Answer, EngineProcess, Output, assert_same, first_differences
 from prompts import mixed_prompts, tokens
-from tiny_deepseek import generate, write_tiny_deepseek
+from tiny_deepseek import generate, write_tiny_deepseek, write_with_scales
 from tiny_engines import settings
 
 pytestmark = pytest.mark.engine
@@ -174,34 +173,16 @@ def test_int8_is_counted(plugin: EngineProcess, deepseek: Any) -> None:
     assert not saturated
 
 
-def _write_with_scales(path: Path, source: str, scale: float) -> str:
-    """Copy a model and add ModelSlim's scales of latents."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(source, path)
-    file = path / "model.safetensors"
-    weights = load_file(file)
-    for layer in range(2):
-        prefix = f"model.layers.{layer}.self_attn.fa_"
-        for part in "qkv":
-            weights[f"{prefix}{part}.scale"] = torch.full((1, 1), scale)
-            weights[f"{prefix}{part}.offset"] = torch.zeros(1, 1)
-    save_file(weights, file, {"format": "pt"})
-    return str(path)
-
-
 def test_static_scales_of_modelslim(plugin: EngineProcess, deepseek: Any, tmp_path: Path) -> None:
     model = deepseek("v3")
     exact = plugin.run(settings(model), SCORE).runs[0]["scores"]
-    fitting = _write_with_scales(tmp_path / "fitting", model, 4.0 / 127)
+    fitting = write_with_scales(tmp_path / "fitting", model, 4.0 / 127)
     answer = plugin.run(settings(fitting, **INT8), SCORE)
     assert_is_plugin(answer, backend="AscendCPUMLABackendC8S", dtype="torch.int8")
     fitted = _mean_difference(exact, answer.runs[0]["scores"])
     assert fitted > 0
     # A scale that cuts every latent off is seen in the answers, and counted.
-    small = _write_with_scales(tmp_path / "small", model, 0.1 / 127)
+    small = write_with_scales(tmp_path / "small", model, 0.1 / 127)
     cut = plugin.run(settings(small, **INT8), SCORE)
     assert _mean_difference(exact, cut.runs[0]["scores"]) > 2 * fitted
     assert cut.counters["c8s"][1] > 0.9 * cut.counters["c8s"][0] > 0

@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any
 
 from engines import Output
-from offline_mtp import Counts, OfflineMTP
+from offline_mtp import Counts, OfflineDrafts
 from prompts import mixed_prompts
 
 MIMO = {"architecture": "mimo", "hidden": 256, "heads": 4, "kv_heads": 2}
@@ -17,17 +17,35 @@ TOKENS = 40
 PROMPTS = mixed_prompts(longest=500)[::4]
 RUN = {"prompts": PROMPTS, "max_tokens": TOKENS}
 
+#: Logprobs in bfloat16 move by steps of this size; choices that are closer are no mistakes.
+BFLOAT16_TIE = 0.07
+
 
 def mtp(count: int, **more: Any) -> dict[str, Any]:
     """The speculation of a proposal of so many drafts."""
     return {"speculative_config": {"method": "mtp", "num_speculative_tokens": count, **more}}
 
 
-def expected(offline: OfflineMTP, greedy: list[Output], count: int) -> Counts:
-    """How many drafts must be accepted."""
+def cut(outputs: list[Output], tokens: int) -> list[Output]:
+    """Return the first tokens of completions."""
+    kept = slice(tokens)
+    return [Output(o.tokens[kept], o.logprobs[kept], o.margins[kept], o.cached) for o in outputs]
+
+
+def expected(
+    offline: OfflineDrafts, greedy: list[Output], count: int, run: dict[str, Any] = RUN
+) -> Counts:
+    """How many drafts must be accepted in a run that nothing preempts.
+
+    Args:
+        offline: the model.
+        greedy: what the model says, at least ``count`` tokens longer than the run.
+        count: drafts of a proposal.
+        run: its prompts, and how many tokens it generates.
+    """
     walks = [
-        offline.walk(prompt, [*prompt, *output.tokens], TOKENS, (count,))
-        for prompt, output in zip(PROMPTS, greedy, strict=True)
+        offline.walk(prompt, [*prompt, *output.tokens], run["max_tokens"], (count,))
+        for prompt, output in zip(run["prompts"], greedy, strict=True)
     ]
     return reduce(operator.add, walks)
 

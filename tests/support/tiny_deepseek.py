@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from engines import Output
+from safetensors.torch import load_file, save_file
 
 _SHAPE = {
     "vocab_size": 256,
@@ -59,7 +62,19 @@ def write_tiny_deepseek(path: Path, version: str = "v3", **changes: Any) -> str:
         version: ``v3`` (compressed queries, sigmoid routing) or ``v2`` (as V2-Lite).
         changes: settings of the Hugging Face configuration.
     """
-    model = _model_class(version)(_config(version, changes))
+    model = make_model(version, changes)
+    draw(model)
+    model.save_pretrained(path)
+    return str(path)
+
+
+def make_model(version: str, changes: dict[str, Any]) -> Any:
+    """Return Hugging Face's model; arguments as in :func:`write_tiny_deepseek`."""
+    return _model_class(version)(_config(version, changes))
+
+
+def draw(model: Any) -> None:
+    """Draw weights so that attention is uneven and output varies."""
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "norm" in name:
@@ -68,8 +83,6 @@ def write_tiny_deepseek(path: Path, version: str = "v3", **changes: Any) -> str:
             torch.nn.init.normal_(parameter, std=0.6)
         else:
             torch.nn.init.normal_(parameter, std=1.2 * parameter.shape[-1] ** -0.5)
-    model.save_pretrained(path)
-    return str(path)
 
 
 def _config(version: str, changes: dict[str, Any]) -> Any:
@@ -83,6 +96,21 @@ def _model_class(version: str) -> Any:
     from transformers import DeepseekV2ForCausalLM, DeepseekV3ForCausalLM
 
     return DeepseekV3ForCausalLM if version == "v3" else DeepseekV2ForCausalLM
+
+
+def write_with_scales(path: Path, source: str, scale: float) -> str:
+    """Copy a model and add ModelSlim's scales of latents to the layers of its base."""
+    shutil.copytree(source, path)
+    layers = json.loads((path / "config.json").read_text())["num_hidden_layers"]
+    file = path / "model.safetensors"
+    weights = load_file(file)
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}.self_attn.fa_"
+        for part in "qkv":
+            weights[f"{prefix}{part}.scale"] = torch.full((1, 1), scale)
+            weights[f"{prefix}{part}.offset"] = torch.zeros(1, 1)
+    save_file(weights, file, {"format": "pt"})
+    return str(path)
 
 
 def generate(path: str, prompts: list[list[int]], max_tokens: int) -> list[Output]:

@@ -15,6 +15,7 @@ from ascend_plugin.bench import machine
 from ascend_plugin.bench.attention import cases
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.linear import cases as linear_cases
+from ascend_plugin.bench.npu_cost.settings import DEFAULT_ACCEPTANCE
 from ascend_plugin.bench.settings import Settings as AttentionSettings
 from ascend_plugin.cli import bench_options as options
 from ascend_plugin.cli.output import clean_stdout, progress, remark, table_console, write_json
@@ -159,6 +160,7 @@ def npu_cost(
     context: options.CostContext = 4096,
     graphs: options.CostGraphs = "full",
     drafts: options.CostDrafts = 3,
+    acceptance: options.CostAcceptance = DEFAULT_ACCEPTANCE,
     sweep: options.CostSweep = False,
     naive: options.CostNaive = True,
     as_json: options.AsJson = False,
@@ -173,7 +175,7 @@ def npu_cost(
 
     geometry = resolve_geometry(model)
     wanted = [
-        Settings(geometry, each, batch, context, graphs, drafts, sweep, naive)
+        Settings(geometry, each, batch, context, graphs, drafts, sweep, naive, acceptance)
         for each in dict.fromkeys(variant or ["bf16"])
     ]
     _count_costs(wanted, as_json)

@@ -156,7 +156,14 @@ CostBatch = Annotated[int, typer.Option(help="Sequences of the decode step.")]
 CostContext = Annotated[int, typer.Option(help="Tokens of each sequence.")]
 CostGraphs = Annotated[str, typer.Option(metavar="|".join(GRAPHS), help="What is captured.")]
 CostDrafts = Annotated[
-    int, typer.Option(help="int8: drafts that a verification step checks beside the new token.")
+    int, typer.Option(help="Drafts that a verification step checks beside the new token.")
+]
+CostAcceptance = Annotated[
+    float,
+    typer.Option(
+        help="How likely a draft is accepted if those before it were: assumed, for the launches "
+        "per accepted token."
+    ),
 ]
 CostNaive = Annotated[
     bool, typer.Option("--naive/--no-naive", help="Count vLLM's own chain of operators too.")

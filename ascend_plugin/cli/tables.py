@@ -134,8 +134,9 @@ def cost_table(rows: Sequence[CostRow], meta: Mapping[str, object]) -> Table:
     table = _table(f"decode step, {where}, per layer and for all layers")
     for name in ("model", "phase", "graphs"):
         table.add_column(name)
-    counted = ("batch", "context", "layers", "launches/layer", "MB/layer", "MB/token")
-    for name in (*counted, "estimated µs", "measured µs"):
+    counted = ("batch", "context", "layers", "launches/layer", "launches/accepted token")
+    sizes = ("MB/layer", "MB/token")
+    for name in (*counted, *sizes, "estimated µs", "measured µs"):
         table.add_column(name, justify="right")
     table.add_column("bound")
     table.add_column("note")
@@ -146,6 +147,7 @@ def cost_table(rows: Sequence[CostRow], meta: Mapping[str, object]) -> Table:
             row.graphs,
             *(str(count) for count in (row.batch, row.context, row.layers)),
             _number(row.launches_per_layer),
+            _number(row.launches_per_accepted_token),
             f"{row.bytes_per_layer / 1e6:.3f}",
             f"{row.bytes_per_token / 1e6:.1f}",
             _number(row.estimated_us),

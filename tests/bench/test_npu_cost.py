@@ -190,12 +190,31 @@ def test_layers_take_the_time_between_two_depths() -> None:
         ({"context": 3}, "--context 3 is not possible; use 4 to"),
         ({"variant": "c9"}, "--variant c9 is unknown; use bf16, c8d, c8s, c8p"),
         ({"drafts": 16}, "--drafts 16 is not possible; use 0 to 15"),
+        ({"acceptance": 1.5}, "--acceptance 1.5 is not possible; use 0 to 1"),
         ({"graphs": "half"}, "--graphs half is unknown; use none, piecewise, full"),
     ],
 )
 def test_impossible_settings_are_refused(values: dict, message: str) -> None:
     with pytest.raises(BenchError, match=message):
         settings.Settings(QWEN, **values)
+
+
+@pytest.mark.parametrize(
+    ("drafts", "acceptance", "tokens"),
+    [(0, 0.7, 1.0), (3, 0.0, 1.0), (3, 1.0, 4.0), (2, 0.5, 1.75)],
+)
+def test_tokens_of_a_verification(drafts: int, acceptance: float, tokens: float) -> None:
+    assert rows.Speculation(drafts, acceptance).tokens == pytest.approx(tokens)
+
+
+def test_launches_of_an_accepted_token() -> None:
+    """Layers and what is outside once for the verification, and a layer of each for a draft."""
+    plain = rows.traced_row(case(), {"a": Work(10, 1.0)}, ASCEND_910C_DIE)
+    assert plain.launches_per_accepted_token is None
+    row = rows.with_speculation(plain, rows.Speculation(2, 0.5), outside=7)
+    launches = 10 * plain.layers + 7 + 2 * (10 + 7)
+    assert row.launches_per_accepted_token == pytest.approx(launches / (1.75 * row.batch), abs=0.01)
+    assert (row.drafts, row.acceptance) == (2, 0.5)
 
 
 def test_long_contexts_are_told_from_two_a_block_apart() -> None:

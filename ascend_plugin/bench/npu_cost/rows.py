@@ -21,6 +21,9 @@ class CostRow:
     context: int
     layers: int
     launches_per_layer: int | None
+    drafts: int | None
+    acceptance: float | None
+    launches_per_accepted_token: float | None
     bytes_per_layer: int
     bytes_per_token: int
     bound: Bound
@@ -58,6 +61,37 @@ class KernelRow:
     roofline_bound: Bound
     measured_us: float | None
     note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Drafts of a step, and how often they are taken for granted to be right.
+
+    Attributes:
+        drafts: of a proposal.
+        acceptance: how likely a draft is accepted if those before it were.
+    """
+
+    drafts: int
+    acceptance: float
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of a sequence that a verification yields on average, the model's own included."""
+        return sum(self.acceptance**place for place in range(self.drafts + 1))
+
+    def launches(self, layers: int, per_layer: int, outside: int) -> int:
+        """Return the launches of a verification and of the proposal after it, an estimate.
+
+        A verification launches what a decode step does: its rows are more, not its operators. Each
+        draft is taken for a decode step of one layer, with embedding, norm and head.
+
+        Args:
+            layers: of the model.
+            per_layer: launches of a layer.
+            outside: launches of a step outside of layers.
+        """
+        return layers * per_layer + outside + self.drafts * (per_layer + outside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +138,24 @@ def traced_row(case: Case, layer: Works, chip: Chip, kernel: KernelRow | None = 
     )
 
 
+def with_speculation(row: CostRow, speculation: Speculation, outside: int) -> CostRow:
+    """Add what an accepted token takes to a row whose launches are known.
+
+    Args:
+        row: of a decode step.
+        speculation: that decode would have.
+        outside: launches of a step outside of layers.
+    """
+    assert row.launches_per_layer is not None
+    launches = speculation.launches(row.layers, row.launches_per_layer, outside)
+    return replace(
+        row,
+        drafts=speculation.drafts,
+        acceptance=speculation.acceptance,
+        launches_per_accepted_token=round(launches / (row.batch * speculation.tokens), 2),
+    )
+
+
 def measured_row(case: Case, chip: Chip, layer_us: float) -> CostRow:
     """Return the row of a layer whose time is measured, and whose bytes the geometry tells."""
     return _row(case, geometry_work(case), chip, None, layer_us * case.geometry.layers)
@@ -141,6 +193,9 @@ def _row(
         context=case.context,
         layers=layers,
         launches_per_layer=launches,
+        drafts=None,
+        acceptance=None,
+        launches_per_accepted_token=None,
         bytes_per_layer=round(moved),
         bytes_per_token=round(moved * layers / case.batch),
         bound=found.bound,

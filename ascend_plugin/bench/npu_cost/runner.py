@@ -17,7 +17,15 @@ from ascend_plugin.bench.npu_cost import trace
 from ascend_plugin.bench.npu_cost.chip import ASCEND_910C_DIE
 from ascend_plugin.bench.npu_cost.kernel_rows import kernel_row
 from ascend_plugin.bench.npu_cost.messages import Job, Launched, Probe, Probed, to_json
-from ascend_plugin.bench.npu_cost.rows import Case, CostRow, KernelRow, measured_row, traced_row
+from ascend_plugin.bench.npu_cost.rows import (
+    Case,
+    CostRow,
+    KernelRow,
+    Speculation,
+    measured_row,
+    traced_row,
+    with_speculation,
+)
 from ascend_plugin.bench.npu_cost.settings import (
     DEPTHS,
     NAIVE,
@@ -166,7 +174,9 @@ def _trace_phase(
         assert kernel.cycles is not None
         layer = trace.with_kernel(layer, kernel.bytes, kernel.cycles)
     row = traced_row(_case(settings, phase, found[-1]), layer, ASCEND_910C_DIE, kernel)
-    return row, _told(shallow[-1], layer, found) | {"kernel_bounds": bounds}
+    outside = _outside(shallow[-1], layer)
+    row = with_speculation(row, Speculation(settings.drafts, settings.acceptance), outside)
+    return row, _told(layer, outside, found) | {"kernel_bounds": bounds}
 
 
 def _steady_step(path: Path, found: Probed) -> trace.Works:
@@ -185,10 +195,14 @@ def _steady_step(path: Path, found: Probed) -> trace.Works:
     return last
 
 
-def _told(shallow: trace.Works, layer: trace.Works, found: list[Probed]) -> dict[str, object]:
+def _outside(shallow: trace.Works, layer: trace.Works) -> int:
+    """Return the launches of a step that belong to no layer."""
+    of_layers = DEPTHS[0] * sum(work.launches for work in layer.values())
+    return sum(work.launches for work in shallow.values()) - of_layers
+
+
+def _told(layer: trace.Works, outside: int, found: list[Probed]) -> dict[str, object]:
     """Return what the meta object says about one phase."""
-    outside = sum(work.launches for work in shallow.values())
-    outside -= DEPTHS[0] * sum(work.launches for work in layer.values())
     return {
         "operators_per_layer": {
             name.removeprefix("aclnn"): {
@@ -342,6 +356,12 @@ def _counting(settings: Settings) -> dict[str, object]:
         "launches": (
             "operators launched by one decode step of the deeper model less those of the other, "
             "shared by the layers; copies from the host, events and updates of graphs not counted"
+        ),
+        "accepted": (
+            "launches_per_accepted_token is an estimate: launches of a decode step of all layers, "
+            "which a verification has too, and for each draft those of one layer and what is "
+            "outside of layers, over the tokens that the batch's sequences get if each draft is "
+            "accepted with the assumed probability after those before it"
         ),
         "bytes": (
             "the trace's, as if every tensor came from memory; of the rotary table the rows read"

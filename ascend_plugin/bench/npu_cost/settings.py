@@ -36,6 +36,9 @@ _MOST_TOKENS = 2**18
 #: Drafts that the kernel takes: 16 query tokens in all.
 MOST_DRAFTS = 15
 
+#: An assumption to compute with, no measurement.
+DEFAULT_ACCEPTANCE = 0.7
+
 #: Batches and contexts of a sweep.
 SWEEP: Final = ((1, 8), (256, 1024, 4096, 16384))
 
@@ -62,6 +65,7 @@ class Settings:
         drafts: tokens that a verification step checks beside the new one.
         sweep: whether the kernel of attention is launched over :data:`SWEEP` too.
         naive: whether vLLM's own chain of operators is counted too.
+        acceptance: how likely a draft is taken to be accepted if those before it were.
     """
 
     geometry: Geometry
@@ -72,6 +76,7 @@ class Settings:
     drafts: int = 3
     sweep: bool = False
     naive: bool = True
+    acceptance: float = DEFAULT_ACCEPTANCE
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -88,6 +93,7 @@ class Settings:
             ("--batch", self.batch, 1, 256),
             ("--context", self.context, _STEPS + 1, 2**20),
             ("--drafts", self.drafts, 0, MOST_DRAFTS),
+            ("--acceptance", self.acceptance, 0, 1),
         ):
             if not low <= value <= high:
                 raise BenchError(f"{option} {value} is not possible; use {low} to {high}.")

@@ -74,7 +74,8 @@ def _refuse_out_of_vocabulary_prompts() -> None:
 def _explain_a_missing_mtp_layer() -> None:
     """Say what is wrong when ``{"method": "mtp"}`` is asked of a model without such a layer.
 
-    Why: vLLM says "Unsupported speculative method: 'mtp'", as if it did not know the method.
+    Why: vLLM says "Unsupported speculative method: 'mtp'", as if it did not know the method; or, if
+    the configuration says that there are no such layers, it divides by their number.
     Remove when: it names the model and what it lacks.
     """
     from vllm.config.speculative import SpeculativeConfig
@@ -87,13 +88,14 @@ def _explain_a_missing_mtp_layer() -> None:
     def __post_init__(self: Any) -> None:
         try:
             original(self)
-        except NotImplementedError as error:
+        except (NotImplementedError, ZeroDivisionError) as error:
             if self.method != "mtp" or self.draft_model_config is None:
                 raise
             raise ValueError(
                 f"--speculative-config asks for method 'mtp', and {self.model} "
-                f"({', '.join(self.draft_model_config.architectures)}) has no MTP layer. Train one "
-                "with 'ascend-plugin mtp train', or use method 'ngram', which needs none."
+                f"({', '.join(self.target_model_config.architectures)}) has no MTP layer. Train "
+                "one with 'ascend-plugin mtp train' (dense models), or use method 'ngram', which "
+                "needs none."
             ) from error
 
     setattr(__post_init__, _MARK, True)

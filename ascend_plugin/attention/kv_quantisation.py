@@ -11,13 +11,17 @@ import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ascend_plugin.config import INT8_DTYPE, ConfigError, KVCacheConfig
-from ascend_plugin.kv_cache.checkpoint import find_kv_scales, is_int8_scheme, read_checkpoint_scales
+from ascend_plugin.kv_cache.checkpoint import (
+    checkpoint_folder,
+    find_kv_scales,
+    is_int8_scheme,
+    read_checkpoint_scales,
+)
 from ascend_plugin.kv_cache.counters import KVCounters
 from ascend_plugin.kv_cache.scales import KVScalesError, LayerScales, check_layers, load_kv_scales
 from ascend_plugin.kv_cache.variants import LayerPatternError, layer_variants
@@ -208,19 +212,6 @@ def _scales(
 def quantization_config(model: ModelConfig) -> Any:
     """Return what the checkpoint says about its quantisation, a mapping or None."""
     return getattr(model.hf_config, "quantization_config", None)
-
-
-def checkpoint_folder(model: ModelConfig) -> Path | None:
-    """Return the local folder of a model's weights; None: it has none (yet)."""
-    if Path(model.model).is_dir():
-        return Path(model.model)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError, OSError):
-        return None
 
 
 def _check_scales(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ascend_plugin.config import INT8_DTYPE, ConfigError, KVCacheConfig
-from ascend_plugin.kv_cache.checkpoint import read_latent_scales
+from ascend_plugin.kv_cache.checkpoint import checkpoint_folder, read_latent_scales
 from ascend_plugin.kv_cache.counters import KVCounters
 from ascend_plugin.kv_cache.variants import QUANTISATIONS
 from ascend_plugin.ops.page_layout import Quantisation
@@ -103,8 +103,6 @@ def _is_draft(name: str, model: ModelConfig) -> bool:
 
 
 def _checkpoint_scales(model: ModelConfig, latent_dim: int) -> dict[int, torch.Tensor]:
-    from .kv_quantisation import checkpoint_folder
-
     folder = checkpoint_folder(model)
     return {} if folder is None else read_latent_scales(folder, latent_dim)
 

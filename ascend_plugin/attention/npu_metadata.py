@@ -15,7 +15,7 @@ from vllm.v1.attention.backend import (
     AttentionMetadataBuilder,
     CommonAttentionMetadata,
 )
-from vllm.v1.kv_cache_interface import KVQuantMode
+from vllm.v1.kv_cache_interface import KVQuantMode, UniformTypeKVCacheSpecs
 
 from ascend_plugin.config import parse_config
 from ascend_plugin.ops.npu import ascendc, attention, write
@@ -33,6 +33,9 @@ def _possible_variants(vllm_config: VllmConfig) -> list[Quantisation]:
     # Without a name it depends on the checkpoint.
     names: set[str] = {config.variant} if config.variant else {"c8d", "c8s"}
     names |= set(config.layers.values()) - {"auto"}
+    speculative = vllm_config.speculative_config
+    if speculative is not None and speculative.use_eagle():  # MTP too; a draft is not calibrated
+        names.add("c8d")
     return [Quantisation[name.upper()] for name in sorted(names)]
 
 
@@ -98,13 +101,16 @@ class AscendNPUMetadataBuilder(AttentionMetadataBuilder[AscendNPUMetadata]):
 
         Those paths compute where tokens lie on the host, anew for every batch.
         """
-        spec: Any = kv_cache_spec
-        if spec.kv_quant_mode == KVQuantMode.NONE:
-            return cls._cudagraph_support
+        group: Any = kv_cache_spec
+        # Layers of one group whose pages differ in size: of several variants, or of a draft.
+        several = isinstance(group, UniformTypeKVCacheSpecs)
+        specs: list[Any] = list(group.kv_cache_specs.values()) if several else [group]
         drafts = vllm_config.speculative_config
         rows = 1 if drafts is None else 1 + drafts.num_speculative_tokens
         found = {
             attention.operator.choose(request).implementation.name
+            for spec in specs
+            if spec.kv_quant_mode != KVQuantMode.NONE
             for variant in _possible_variants(vllm_config)
             for request in (_request_of(vllm_config, spec, variant, rows) for rows in {1, rows})
         }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.config.kernel import IrOpPriorityConfig
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.attention.backend import AttentionBackend
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
 logger = logging.getLogger(__name__)
@@ -126,6 +127,26 @@ class AscendNPUPlatform(Platform):
             )
         register_as_custom(ATTENTION_BACKEND)
         return ATTENTION_BACKEND
+
+    @classmethod
+    def _preferred_block_size_for_backends(
+        cls,
+        backend_classes: list[type[AttentionBackend]],
+        default_block_size: int,
+        vllm_config: VllmConfig,
+    ) -> int:
+        """Return the block size that all backends prefer, if they agree.
+
+        vLLM asks only a backend that is alone. Layers of several variants of int8 pages, such as
+        those of a draft, have several.
+        """
+        preferred = {each.get_preferred_block_size(default_block_size) for each in backend_classes}
+        if len(preferred) == 1:
+            return int(preferred.pop())
+        size: int = super()._preferred_block_size_for_backends(
+            backend_classes, default_block_size, vllm_config
+        )
+        return size
 
     @classmethod
     def get_device_communicator_cls(cls) -> str:

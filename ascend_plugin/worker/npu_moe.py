@@ -15,9 +15,16 @@ from ascend_plugin.config import ConfigError
 from ascend_plugin.ops.npu import experts as operators
 from ascend_plugin.quantization.experts import why_not
 
+#: Products of runs take counts of two experts or more.
+_FEWEST = 2
+
 
 class AscendMoEMethod(UnquantizedFusedMoEMethod):
-    """Experts in 16 bits, multiplied in runs of rows that share an expert."""
+    """Experts in 16 bits, multiplied in runs of rows that share an expert.
+
+    With expert parallelism the devices of a tensor parallel group have whole experts each and all
+    tokens; vLLM adds up what they return.
+    """
 
     def __init__(self, moe: FusedMoEConfig) -> None:
         """Check what the operators can serve.
@@ -25,7 +32,12 @@ class AscendMoEMethod(UnquantizedFusedMoEMethod):
         Raises:
             ConfigError: experts that they cannot serve.
         """
-        if reasons := why_not(moe):
+        reasons = why_not(moe, spread=True)
+        if moe.moe_parallel_config.use_ep and moe.num_local_experts < _FEWEST:
+            reasons.append(
+                f"{moe.num_local_experts} expert per device (leave --enable-expert-parallel out)"
+            )
+        if reasons:
             raise ConfigError(
                 f"this mixture of experts is not served on an NPU: {', '.join(reasons)}. Set "
                 "ASCEND_PLUGIN_DEVICE=cpu to serve on the CPU."
@@ -42,6 +54,8 @@ class AscendMoEMethod(UnquantizedFusedMoEMethod):
         super().process_weights_after_loading(layer)
         for weight in (layer.w13_weight, layer.w2_weight):
             weight.data = weight.data.transpose(1, 2).contiguous()
+        spread = layer.expert_map
+        layer.ascend_order = None if spread is None else order_of(spread)
 
     def apply(
         self,
@@ -57,8 +71,32 @@ class AscendMoEMethod(UnquantizedFusedMoEMethod):
             # Defined for one expert per token.
             x = x * topk_weights.to(x.dtype)
             topk_weights = torch.ones_like(topk_weights)
-        ids = topk_ids.to(torch.int32)
-        return operators.swiglu_experts(x, layer.w13_weight, layer.w2_weight, topk_weights, ids)
+        arguments = (
+            x,
+            layer.w13_weight,
+            layer.w2_weight,
+            topk_weights,
+            topk_ids.to(torch.int32),
+        )
+        if layer.ascend_order is None:
+            return operators.swiglu_experts(*arguments)
+        return operators.swiglu_local_experts(*arguments, layer.ascend_order)
+
+
+def order_of(expert_map: Tensor) -> Tensor:
+    """Number all experts so that those of this device come first.
+
+    Args:
+        expert_map: int32 ``[experts]``: an expert's place on this device; -1: it is on another.
+
+    Returns:
+        int32 ``[experts]``, on the device of the map.
+    """
+    places = expert_map.cpu()
+    order, elsewhere = places.clone(), places < 0
+    local = len(places) - int(elsewhere.sum())
+    order[elsewhere] = torch.arange(local, len(places), dtype=places.dtype)
+    return order.to(torch.int32).to(expert_map.device)
 
 
 _registered = False

@@ -62,7 +62,60 @@ def swiglu_experts(
     Returns:
         ``[tokens, hidden]``, the dtype of ``x``.
     """
-    count = gate_up.shape[0]
+    outer, places, _ = _run(x, gate_up, down, experts, gate_up.shape[0])
+    out: torch.Tensor = torch_npu.npu_moe_token_unpermute(outer, places, weights.to(x.dtype))
+    return out
+
+
+def swiglu_local_experts(
+    x: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    weights: torch.Tensor,
+    experts: torch.Tensor,
+    order: torch.Tensor,
+) -> torch.Tensor:
+    """Return this device's part of :func:`swiglu_experts`; the sum over devices is the whole.
+
+    Rows are sorted so that those of other devices' experts come last. They are not multiplied: the
+    products leave them as memory was, so they are cleared before they are brought back.
+
+    Args:
+        x: ``[tokens, hidden]``, bfloat16 or float16; every device has all tokens.
+        gate_up: ``[local experts, hidden, 2 * intermediate]``; two experts or more.
+        down: ``[local experts, intermediate, hidden]``.
+        weights: float32 ``[tokens, top_k]``.
+        experts: int32 ``[tokens, top_k]``, among all experts.
+        order: int32 ``[experts]``: places of this device's experts in ``gate_up``; then, in any
+            order, numbers of the others.
+
+    Returns:
+        ``[tokens, hidden]``, the dtype of ``x``.
+    """
+    local = gate_up.shape[0]
+    sorted_as = order.index_select(0, experts.reshape(-1)).view_as(experts)
+    outer, places, counts = _run(x, gate_up, down, sorted_as, order.numel())
+    row = torch.arange(outer.shape[0], device=outer.device)
+    outer.masked_fill_((row >= counts[:local].sum())[:, None], 0.0)
+    out: torch.Tensor = torch_npu.npu_moe_token_unpermute(outer, places, weights.to(x.dtype))
+    return out
+
+
+def _run(
+    x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, experts: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sort rows by expert, and multiply those of the first experts, of which there are weights.
+
+    Args:
+        x: ``[tokens, hidden]``.
+        gate_up, down: as in :func:`swiglu_experts`.
+        experts: int32 ``[tokens, top_k]``, below ``count``.
+        count: of experts.
+
+    Returns:
+        Rows ``[tokens * top_k, hidden]`` by expert, the place of each (token, choice) among them,
+        and how many each expert has, int64 ``[count]``.
+    """
     rows, places, counts, _ = torch_npu.npu_moe_init_routing_v2(
         x,
         experts,
@@ -74,10 +127,9 @@ def swiglu_experts(
         quant_mode=-1,
         row_idx_type=0,
     )
-    inner = swiglu(_by_expert(rows, gate_up, counts))
-    outer = _by_expert(inner, down, counts)
-    out: torch.Tensor = torch_npu.npu_moe_token_unpermute(outer, places, weights.to(x.dtype))
-    return out
+    served = counts[: gate_up.shape[0]]
+    inner = swiglu(_by_expert(rows, gate_up, served))
+    return _by_expert(inner, down, served), places, counts
 
 
 def _by_expert(rows: torch.Tensor, weight: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

@@ -49,14 +49,22 @@ def test_what_is_refused_is_said() -> None:
 
     from ascend_plugin.worker.npu_moe import why_not
 
-    def reasons(use_ep: bool = False, enable_eplb: bool = False, **changes: Any) -> str:
-        parallel = SimpleNamespace(use_ep=use_ep, enable_eplb=enable_eplb)
-        plain = {"has_bias": False, "is_lora_enabled": False, "activation": MoEActivation.SILU}
-        return ", ".join(why_not(SimpleNamespace(moe_parallel_config=parallel, **plain | changes)))
+    one: dict[str, Any] = {"use_ep": False, "enable_eplb": False, "is_sequence_parallel": False}
+    one |= {"dp_size": 1, "pcp_size": 1}
 
-    assert reasons() == ""
-    assert "leave --enable-expert-parallel out" in reasons(use_ep=True)
+    plain = {"has_bias": False, "is_lora_enabled": False, "activation": MoEActivation.SILU}
+
+    def reasons(spread: bool = True, **changes: Any) -> str:
+        layer = {name: changes.pop(name, value) for name, value in plain.items()}
+        parallel = SimpleNamespace(**one | changes)
+        return ", ".join(why_not(SimpleNamespace(moe_parallel_config=parallel, **layer), spread))
+
+    assert reasons() == reasons(use_ep=True) == reasons(dp_size=2) == ""
+    assert "leave --enable-expert-parallel out" in reasons(spread=False, use_ep=True)
     assert "leave --enable-eplb out" in reasons(enable_eplb=True)
+    assert "set --data-parallel-size 1" in reasons(use_ep=True, dp_size=2)
+    assert "--prefill-context-parallel-size 1" in reasons(use_ep=True, pcp_size=2)
+    assert "sequence parallelism" in reasons(use_ep=True, is_sequence_parallel=True)
     assert "bias" in reasons(has_bias=True)
     assert "LoRA" in reasons(is_lora_enabled=True)
     assert "'gelu', not SwiGLU" in reasons(activation=MoEActivation.GELU)
@@ -104,3 +112,33 @@ def test_products_of_experts(tokens_: int, dtype: torch.dtype, device: torch.dev
             inner = torch.nn.functional.silu(gate) * up
             want[token] += weight * (inner @ down[expert].float())
     torch.testing.assert_close(got.float(), want, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("tokens_", [1, TOKENS])
+def test_experts_of_two_devices(tokens_: int, device: torch.device) -> None:
+    """Both parts together are the whole; rows of the other device's experts add nothing."""
+    from ascend_plugin.ops.npu import experts
+    from ascend_plugin.worker.npu_moe import order_of
+
+    torch.manual_seed(2)
+    dtype = torch.bfloat16
+    x = torch.randn(tokens_, HIDDEN, dtype=dtype)
+    gate_up = (torch.randn(EXPERTS, HIDDEN, 2 * INNER) * HIDDEN**-0.5).to(dtype)
+    down = (torch.randn(EXPERTS, INNER, HIDDEN) * INNER**-0.5).to(dtype)
+    ids = torch.stack([torch.randperm(EXPERTS)[:2] for _ in range(tokens_)]).int()
+    weights = torch.rand(tokens_, 2)
+    on_device = [each.to(device) for each in (x, gate_up, down, weights, ids)]
+    want = experts.swiglu_experts(*on_device).cpu().float()
+    total = torch.zeros_like(want)
+    # Interleaved, as vLLM places experts if it is asked to.
+    for mine in (torch.arange(EXPERTS) % 2 == 0, torch.arange(EXPERTS) % 2 == 1):
+        place = torch.full((EXPERTS,), -1, dtype=torch.int32)
+        place[mine] = torch.arange(int(mine.sum()), dtype=torch.int32)
+        local = [x, gate_up[mine], down[mine], weights, ids, order_of(place)]
+        poison = torch.full((64, 1024, 1024), torch.nan, dtype=dtype, device=device)
+        del poison  # what products do not write is no number
+        part = experts.swiglu_local_experts(*(each.to(device) for each in local)).cpu().float()
+        elsewhere = ~mine[ids.long()].any(-1)
+        assert not part[elsewhere].any()
+        total += part
+    torch.testing.assert_close(total, want, atol=2e-2, rtol=2e-2)

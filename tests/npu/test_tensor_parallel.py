@@ -48,6 +48,17 @@ def test_tokens_are_those_of_one_device(
     assert "MultiprocExecutor" in two.made_of["executor"]
 
 
+def test_experts_are_spread(npu: EngineProcess, pair: EngineProcess, models: NPUModels) -> None:
+    """Each device has half of the experts, and adds nothing for the others'."""
+    model = models("qwen3_moe", architecture="qwen3_moe", intermediate=64, layers=2)
+    one = npu.run(settings(model, "full"), RUN)
+    spread = {"tensor_parallel_size": 2, "enable_expert_parallel": True}
+    two = pair.run(settings(model, "full", **spread), RUN)
+    assert_near(one.outputs(), two.outputs())
+    assert "MultiprocExecutor" in two.made_of["executor"]
+    assert "[EP Rank 0/2] Expert parallelism is enabled" in two.log
+
+
 #: The largest difference of logprobs from the float64 model that a checkpoint means: inputs of
 #: rows that are split are quantised per process.
 OFF = 0.5

@@ -13,7 +13,13 @@ import torch
 
 from . import checks
 from .nz import from_nz
-from .page_layout import LatentLayout, Quantisation, column_group, padded_head_dim
+from .page_layout import (
+    LatentLayout,
+    LatentPlaneLayout,
+    Quantisation,
+    column_group,
+    padded_head_dim,
+)
 
 #: What kernels hold in their buffers; every published model fits (DeepSeek-V2, -V3: 512 and 64).
 MAX_LATENT_DIM = 512
@@ -70,6 +76,16 @@ def latent_layout(layout: Sequence[int]) -> LatentLayout:
         ValueError: too few or too many numbers.
     """
     return LatentLayout(*checks.as_many(layout, LatentLayout._fields, "LatentPageFormat.layout()"))
+
+
+def latent_plane_layout(layout: Sequence[int]) -> LatentPlaneLayout:
+    """Return what an operator of the NPU was told about its pages as plain integers.
+
+    Raises:
+        ValueError: too few or too many numbers.
+    """
+    maker = "LatentPageFormat.plane_layout()"
+    return LatentPlaneLayout(*checks.as_many(layout, LatentPlaneLayout._fields, maker))
 
 
 def check_pages(pages: torch.Tensor, layout: LatentLayout) -> None:
@@ -144,7 +160,9 @@ def check_rows(name: str, tensor: torch.Tensor, shape: Sequence[int], what: str)
     checks.check_float(name, tensor.dtype)
 
 
-def check_channel_scales(scales: torch.Tensor | None, layout: LatentLayout) -> None:
+def check_channel_scales(
+    scales: torch.Tensor | None, layout: LatentLayout | LatentPlaneLayout
+) -> None:
     """Refuse static scales that are missing, of another shape or not wanted.
 
     Raises:

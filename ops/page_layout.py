@@ -56,6 +56,7 @@ class Arrangement(IntEnum):
     Attributes:
         RUN_MAJOR: all of one kv head, then all of the next: what CPU kernels stream.
         PLANE_MAJOR: K of all kv heads, then V of all kv heads: what the NPU's fused operators read.
+            Of latents (MLA): those of all blocks, then the rotary parts of all blocks.
     """
 
     RUN_MAJOR = 0
@@ -154,6 +155,27 @@ class LatentLayout(NamedTuple):
     rotary_offset: int
     scales_offset: int
     page_bytes: int
+    quantisation: int = Quantisation.NONE
+
+
+class LatentPlaneLayout(NamedTuple):
+    """What operators on the NPU must know of latents in the arrangement ``PLANE_MAJOR``.
+
+    They take it as ``int[] layout``, like a :class:`LatentLayout`. The latents of all blocks come
+    first, ``(num_blocks, padded latent_dim / C0, block_size, C0)``; then the rotary parts of all
+    blocks, ``(num_blocks, rotary_dim / 16, block_size, 16)``; then, of C8D, the scales, float32
+    ``(num_blocks, block_size)``.
+
+    Attributes:
+        block_size: tokens in a block.
+        latent_dim: as in :class:`LatentLayout`.
+        rotary_dim: as in :class:`LatentLayout`.
+        quantisation: of the latents, a :class:`Quantisation`: none, C8D (not rotated) or C8S.
+    """
+
+    block_size: int
+    latent_dim: int
+    rotary_dim: int
     quantisation: int = Quantisation.NONE
 
 

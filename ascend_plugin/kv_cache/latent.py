@@ -14,7 +14,9 @@ import torch
 
 from ascend_plugin.ops import checks, latent
 from ascend_plugin.ops.page_layout import (
+    Arrangement,
     LatentLayout,
+    LatentPlaneLayout,
     Quantisation,
     column_group,
     padded_head_dim,
@@ -33,12 +35,18 @@ class LatentPageFormat:
     per token. Blocks hold multiples of 16 tokens, so every page is whole cache lines, and no byte
     is padding (but of latent dimensions that 32 does not divide, in int8).
 
+    In the arrangement ``PLANE_MAJOR`` each array is a region of its own: the latents of all blocks,
+    then the rotary parts of all blocks, then the scales. The NPU's fused attention wants latents
+    and rotary parts contiguous and finds both through one block table, and no view of whole pages
+    is both: the latents of a page are eight times as large as its rotary parts (512 and 64).
+
     Attributes:
         dtype: element type of the latents: float32, float16 or bfloat16, int8 if quantised.
         block_size: tokens in a block: a multiple of 16 up to 256.
         latent_dim: ``kv_lora_rank``: a multiple of 16 up to 512.
         rotary_dim: ``qk_rope_head_dim``: a multiple of 16 up to 128.
         quantisation: what the elements mean: none, C8D or C8S.
+        arrangement: the order of the arrays in memory.
 
     Raises:
         ValueError: a value that pages cannot hold; the message says what is allowed.
@@ -49,6 +57,7 @@ class LatentPageFormat:
     latent_dim: int
     rotary_dim: int
     quantisation: Quantisation = Quantisation.NONE
+    arrangement: Arrangement = Arrangement.RUN_MAJOR
 
     def __post_init__(self) -> None:
         """Refuse what pages cannot hold."""
@@ -56,6 +65,10 @@ class LatentPageFormat:
         checks.check_page_dtype(self.dtype, self.quantisation)
         checks.check_block_size(self.block_size)
         latent.check_dims(self.latent_dim, self.rotary_dim)
+
+    @property
+    def _by_planes(self) -> bool:
+        return self.arrangement is Arrangement.PLANE_MAJOR
 
     @property
     def rotary_dtype(self) -> torch.dtype:
@@ -69,7 +82,7 @@ class LatentPageFormat:
 
     @property
     def planes(self) -> tuple[Plane, ...]:
-        """The arrays of a page, in memory order."""
+        """The arrays of a page, in memory order; if arranged by planes, each in its region."""
         size = self.block_size
         arrays: list[tuple[str, tuple[int, ...], torch.dtype]] = []
         for name, columns, dtype in (
@@ -81,10 +94,11 @@ class LatentPageFormat:
         if self.quantisation is Quantisation.C8D:
             arrays.append(("scales", (size,), torch.float32))
         planes, offset = [], 0
-        for name, shape, dtype in arrays:
-            plane = Plane(name, offset, prod(shape) * dtype.itemsize, shape, dtype)
-            planes.append(plane)
-            offset += plane.nbytes
+        for i, (name, shape, dtype) in enumerate(arrays):
+            place = (0, i) if self._by_planes else (offset, 0)
+            nbytes = prod(shape) * dtype.itemsize
+            planes.append(Plane(name, place[0], nbytes, shape, dtype, place[1]))
+            offset += nbytes
         return tuple(planes)
 
     @property
@@ -97,8 +111,28 @@ class LatentPageFormat:
         """Bytes of one block in one layer."""
         return sum(plane.nbytes for plane in self.planes)
 
+    def plane_layout(self) -> LatentPlaneLayout:
+        """Return the form in which operators of the NPU take this format.
+
+        Raises:
+            ValueError: the pages are not arranged by planes.
+        """
+        if not self._by_planes:
+            raise ValueError("pages of the arrangement RUN_MAJOR have no planes; use layout().")
+        return LatentPlaneLayout(
+            self.block_size, self.latent_dim, self.rotary_dim, int(self.quantisation)
+        )
+
     def layout(self) -> LatentLayout:
-        """Return the byte map in the form operators take."""
+        """Return the byte map in the form operators take.
+
+        Raises:
+            ValueError: the pages are arranged by planes: a block is in several pieces.
+        """
+        if self._by_planes:
+            raise ValueError(
+                "a block of the arrangement PLANE_MAJOR is in several pieces; use plane_layout()."
+            )
         at = {plane.name: plane.offset for plane in self.planes}
         return LatentLayout(
             block_size=self.block_size,
@@ -117,9 +151,17 @@ class LatentPageFormat:
     def regions(self, num_blocks: int) -> Sequence[Region]:
         """Byte regions of ``num_blocks`` pages that lie one after the other.
 
+        There is one, or one per array if arranged by planes.
+
         Raises:
             ValueError: ``num_blocks`` is negative.
         """
         if num_blocks < 0:
             raise ValueError(f"num_blocks={num_blocks} must not be negative.")
-        return (Region(offset=0, stride=self.page_bytes, nbytes=self.page_bytes),)
+        if not self._by_planes:
+            return (Region(offset=0, stride=self.page_bytes, nbytes=self.page_bytes),)
+        found, offset = [], 0
+        for plane in self.planes:
+            found.append(Region(offset, plane.nbytes, plane.nbytes))
+            offset += plane.nbytes * num_blocks
+        return tuple(found)

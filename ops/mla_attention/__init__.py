@@ -121,8 +121,7 @@ def _cpu(
     batch_checks.check_batch(query_start_loc, seq_lens, block_table)
     size = bound.layout.block_size
     batch_checks.check_fit(query, out, query_start_loc, seq_lens, block_table, size)
-    if query_rotary.shape[0] != query.shape[0]:
-        raise _rotary_differs(query, query_rotary)
+    check_counts(query, query_rotary)
     if seq_lens.shape[0] == 0:
         return
     bound.run(
@@ -182,14 +181,7 @@ def _bind(
     page = latent.latent_layout(layout)
     latent.check_pages(pages, page)
     width, rotary = page.latent_dim, page.rotary_dim
-    latent.check_rows("query", query, [-1, width], f"[tokens, heads, {width}] (latent dimension)")
-    latent.check_rows("out", out, [-1, width], f"[tokens, heads, {width}] (latent dimension)")
-    words = f"[tokens, heads, {rotary}] (rotary dimension)"
-    latent.check_rows("query_rotary", query_rotary, [-1, rotary], words)
-    if out.shape[1:] != query.shape[1:] or out.dtype != query.dtype:
-        raise batch_checks.out_differs(query, out)
-    if query_rotary.shape[1] != query.shape[1] or query_rotary.dtype != query.dtype:
-        raise _rotary_differs(query, query_rotary)
+    check_rows(query, query_rotary, out, width, rotary)
     latent.check_channel_scales(channel_scales, page)
     quantisation = Quantisation(page.quantisation)
     checks.check_fast(fast, quantisation)
@@ -197,6 +189,39 @@ def _bind(
         query.dtype, pages.dtype, query.shape[1], width, rotary, page.block_size, quantisation
     )
     return operator.bind(signature, request, pages, page)
+
+
+def check_rows(
+    query: torch.Tensor,
+    query_rotary: torch.Tensor,
+    out: torch.Tensor,
+    latent_dim: int,
+    rotary_dim: int,
+) -> None:
+    """Refuse queries and an output that do not match the pages, or each other but in tokens.
+
+    Raises:
+        ValueError: a width, a number of heads, a type or an order in memory differs.
+    """
+    words = f"[tokens, heads, {latent_dim}] (latent dimension)"
+    latent.check_rows("query", query, [-1, latent_dim], words)
+    latent.check_rows("out", out, [-1, latent_dim], words)
+    words = f"[tokens, heads, {rotary_dim}] (rotary dimension)"
+    latent.check_rows("query_rotary", query_rotary, [-1, rotary_dim], words)
+    if out.shape[1:] != query.shape[1:] or out.dtype != query.dtype:
+        raise batch_checks.out_differs(query, out)
+    if query_rotary.shape[1] != query.shape[1] or query_rotary.dtype != query.dtype:
+        raise _rotary_differs(query, query_rotary)
+
+
+def check_counts(query: torch.Tensor, query_rotary: torch.Tensor) -> None:
+    """Refuse another number of rotary parts than of queries.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if query_rotary.shape[0] != query.shape[0]:
+        raise _rotary_differs(query, query_rotary)
 
 
 def _rotary_differs(query: torch.Tensor, query_rotary: torch.Tensor) -> ValueError:

@@ -91,7 +91,8 @@ def _cpu(
     bound = operator.bound(signature)
     if bound is None:
         page = latent.latent_layout(layout)
-        _check(latents, rotary, pages, slot_mapping, page)
+        latent.check_pages(pages, page)
+        check_tokens(latents, rotary, slot_mapping, page.latent_dim, page.rotary_dim)
         latent.check_channel_scales(channel_scales, page)
         checks.check_counters(counters)
         request = LatentWriteRequest(
@@ -103,12 +104,8 @@ def _cpu(
             Quantisation(page.quantisation),
         )
         bound = operator.bind(signature, request, pages, page)
-    if latents.shape[0] != rotary.shape[0]:
-        raise _differ(latents, rotary)
-    tokens = slot_mapping.shape[0]
-    if tokens > latents.shape[0]:
-        raise ValueError(f"slot_mapping names {tokens} tokens, latents has {latents.shape[0]}.")
-    if tokens:
+    check_counts(latents, rotary, slot_mapping)
+    if slot_mapping.shape[0]:
         bound.run(
             latents,
             rotary,
@@ -155,22 +152,36 @@ def _differ(latents: torch.Tensor, rotary: torch.Tensor) -> ValueError:
     )
 
 
-def _check(
+def check_tokens(
     latents: torch.Tensor,
     rotary: torch.Tensor,
-    pages: torch.Tensor,
     slot_mapping: torch.Tensor,
-    layout: LatentLayout,
+    latent_dim: int,
+    rotary_dim: int,
 ) -> None:
-    latent.check_pages(pages, layout)
-    for name, rows, width in (
-        ("latents", latents, layout.latent_dim),
-        ("rotary", rotary, layout.rotary_dim),
-    ):
+    """Refuse tokens that do not match the pages they go to, or each other.
+
+    Raises:
+        ValueError: a width, a type or an order in memory differs.
+    """
+    for name, rows, width in (("latents", latents, latent_dim), ("rotary", rotary, rotary_dim)):
         latent.check_rows(name, rows, [width], f"[tokens, {width}] (the page's dimension)")
     checks.check_integer("slot_mapping", slot_mapping, torch.int64, 1)
     if latents.dtype != rotary.dtype:
         raise _differ(latents, rotary)
+
+
+def check_counts(latents: torch.Tensor, rotary: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+    """Refuse another number of rotary parts than of latents, or more slots than tokens.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if latents.shape[0] != rotary.shape[0]:
+        raise _differ(latents, rotary)
+    tokens = slot_mapping.shape[0]
+    if tokens > latents.shape[0]:
+        raise ValueError(f"slot_mapping names {tokens} tokens, latents has {latents.shape[0]}.")
 
 
 def _fake(

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 
 from .. import beam_topk as _beam_schema  # noqa: F401  defines the operator
-from .. import checks
+from .. import checks, latent
 from .. import kv_cache_write as _write_schema  # noqa: F401
 from .. import paged_attention as _attention_schema  # noqa: F401
 from ..kv_cache_gather import GatherRequest, check_rows, check_sequences
 from ..library import implement
-from ..page_layout import PatchCode, PlaneLayout, Quantisation
+from ..mla_attention import check_counts as check_query_counts
+from ..mla_attention import check_rows as check_query_rows
+from ..mla_cache_write import check_counts, check_tokens
+from ..page_layout import LatentPlaneLayout, PatchCode, PlaneLayout, Quantisation
 from . import (
     ascendc,
     attention,
@@ -24,11 +27,13 @@ from . import (
     elementwise,
     gather,
     hadamard,
+    mla,
     paths,
     quantised_linear,
     write,
 )
 from .ascendc import DeviceBatch, Int8Layer
+from .latent_planes import page_latents
 from .planes import page_planes, plane_blocks
 
 #: The dispatch key of devices out of torch's tree, which torch_npu takes.
@@ -100,7 +105,8 @@ def paged_attention(
     checks.check_tokens("query", query, told.head_dim)
     checks.check_tokens("out", out, told.head_dim)
     checks.check_channel_scales(channel_scales, quantisation, told.num_kv_heads, told.head_dim)
-    batch = _batch(query_start_loc, seq_lens, block_table, causal)
+    blocks = plane_blocks(block_table)
+    batch = _batch(query_start_loc, seq_lens, block_table, blocks, causal)
     tokens = batch.query_ends[-1] if batch.query_ends else 0
     if tokens == 0:
         return
@@ -160,6 +166,79 @@ def kv_cache_gather(
     ascendc.gather(page_planes(pages, told), batch, starts, layer, (key, value))
 
 
+def mla_cache_write(
+    latents: torch.Tensor,
+    rotary: torch.Tensor,
+    pages: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    layout: Sequence[int],
+    channel_scales: torch.Tensor | None = None,
+    counters: torch.Tensor | None = None,
+) -> None:
+    """Write latents and rotary parts of new tokens into pages arranged by planes.
+
+    Arguments and errors as in :func:`ops.mla_cache_write.mla_cache_write`, except: ``layout`` is a
+    :class:`LatentPlaneLayout`, and nothing is counted.
+    """
+    told = latent.latent_plane_layout(layout)
+    check_tokens(latents, rotary, slot_mapping, told.latent_dim, told.rotary_dim)
+    check_counts(latents, rotary, slot_mapping)
+    latent.check_channel_scales(channel_scales, told)
+    planes = page_latents(pages, told)
+    tokens = slot_mapping.shape[0]
+    mla.write_operator.choose(_latent_request(latents, pages, told))
+    if tokens:
+        mla.write(latents[:tokens], rotary[:tokens], planes, slot_mapping)
+
+
+def mla_attention(
+    query: torch.Tensor,
+    query_rotary: torch.Tensor,
+    pages: torch.Tensor,
+    out: torch.Tensor,
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    layout: Sequence[int],
+    scale: float,
+    causal: bool = True,
+    channel_scales: torch.Tensor | None = None,
+    fast: bool = False,
+) -> None:
+    """Attend a ragged batch of queries to latents arranged by planes, into ``out``.
+
+    Arguments and errors as in :func:`ops.mla_attention.mla_attention`, except: ``layout`` is a
+    :class:`LatentPlaneLayout`; ``query_start_loc`` and ``seq_lens`` had better be on the host;
+    ``fast`` changes nothing.
+    """
+    told = latent.latent_plane_layout(layout)
+    check_query_rows(query, query_rotary, out, told.latent_dim, told.rotary_dim)
+    check_query_counts(query, query_rotary)
+    latent.check_channel_scales(channel_scales, told)
+    planes = page_latents(pages, told)
+    batch = _batch(query_start_loc, seq_lens, block_table, block_table, causal)
+    mla.attention_operator.choose(_latent_request(query, pages, told, query.shape[1]))
+    tokens = batch.query_ends[-1] if batch.query_ends else 0
+    if tokens == 0:
+        return
+    head = mla.LatentHead(query.shape[1], float(scale))
+    mla.attend(query[:tokens], query_rotary[:tokens], planes, batch, head, out[:tokens])
+
+
+def _latent_request(
+    rows: torch.Tensor, pages: torch.Tensor, layout: LatentPlaneLayout, heads: int = 1
+) -> mla.LatentRequest:
+    return mla.LatentRequest(
+        rows.dtype,
+        pages.dtype,
+        Quantisation(layout.quantisation),
+        layout.latent_dim,
+        layout.rotary_dim,
+        layout.block_size,
+        heads,
+    )
+
+
 def _check_tokens(key: torch.Tensor, value: torch.Tensor, layout: PlaneLayout) -> None:
     checks.check_tokens("key", key, layout.head_dim)
     if key.shape != value.shape or key.dtype != value.dtype:
@@ -172,8 +251,13 @@ def _check_tokens(key: torch.Tensor, value: torch.Tensor, layout: PlaneLayout) -
 
 
 def _batch(
-    query_start_loc: torch.Tensor, seq_lens: torch.Tensor, block_table: torch.Tensor, causal: bool
+    query_start_loc: torch.Tensor,
+    seq_lens: torch.Tensor,
+    block_table: torch.Tensor,
+    blocks: torch.Tensor,
+    causal: bool,
 ) -> attention.Batch:
+    """Return a batch; ``blocks`` is its block table in the form that the fused operator takes."""
     checks.check_integer("query_start_loc", query_start_loc, torch.int32, 1)
     checks.check_integer("seq_lens", seq_lens, torch.int32, 1)
     checks.check_integer("block_table", block_table, torch.int32, 2)
@@ -194,7 +278,7 @@ def _batch(
     return attention.Batch(
         starts[1:],
         seq_lens.tolist(),
-        plane_blocks(block_table),
+        blocks,
         attention.uniform_rows(rows),
         causal,
         device,
@@ -247,6 +331,8 @@ def _register() -> None:
         "kv_cache_write": kv_cache_write,
         "paged_attention": paged_attention,
         "kv_cache_gather": kv_cache_gather,
+        "mla_cache_write": mla_cache_write,
+        "mla_attention": mla_attention,
         "beam_topk": beam.beam_topk,
         "hadamard": hadamard.hadamard,
         "add_rms_norm": elementwise.add_rms_norm_in_place,

@@ -8,8 +8,9 @@ from vllm.v1.kv_cache_interface import KVQuantMode, MLAAttentionSpec
 
 from ascend_plugin.attention.latent_quantisation import backend_of
 from ascend_plugin.attention.mla_cpu import AscendCPUMLABackend
-from ascend_plugin.kv_cache import LatentPageFormat
-from ascend_plugin.ops.page_layout import Quantisation
+from ascend_plugin.kv_cache import LatentPageFormat, Region
+from ascend_plugin.ops.npu.latent_planes import page_latents
+from ascend_plugin.ops.page_layout import Arrangement, Quantisation
 
 #: Bytes per token of DeepSeek's 512 + 64, as documented.
 TOKEN_BYTES = {
@@ -66,6 +67,55 @@ def test_a_block_is_one_region() -> None:
     assert (region.offset, region.stride, region.nbytes) == (0, page.page_bytes, page.page_bytes)
     with pytest.raises(ValueError, match=r"num_blocks=-1 must not be negative"):
         page.regions(-1)
+
+
+def _by_planes(dtype: torch.dtype, block: int, kind: Quantisation) -> LatentPageFormat:
+    return LatentPageFormat(dtype, block, 512, 64, kind, Arrangement.PLANE_MAJOR)
+
+
+def test_the_documented_regions() -> None:
+    c8d = _by_planes(torch.int8, 128, Quantisation.C8D)
+    assert c8d.regions(10) == (
+        Region(0, 65536, 65536),
+        Region(655360, 16384, 16384),
+        Region(819200, 512, 512),
+    )
+    assert [(plane.name, plane.region) for plane in c8d.planes] == [
+        ("latents", 0),
+        ("rotary parts", 1),
+        ("scales", 2),
+    ]
+    assert c8d.plane_layout() == (128, 512, 64, Quantisation.C8D)
+    assert c8d.token_bytes == 644
+
+
+@pytest.mark.parametrize("kind", TOKEN_BYTES, ids=str)
+@pytest.mark.parametrize("block_size", [16, 48, 256])
+def test_views_are_the_planes_of_the_format(kind: tuple, block_size: int) -> None:
+    page, blocks = _by_planes(kind[0], block_size, kind[1]), 3
+    raw = torch.zeros(blocks * page.page_bytes, dtype=torch.uint8)
+    pages = raw.view(page.dtype).view(page.pages_shape(blocks))
+    views = [view for view in page_latents(pages, page.plane_layout()) if view is not None]
+    regions = page.regions(blocks)
+    assert len(views) == len(page.planes) == len(regions)
+    end = 0
+    for view, plane, region in zip(views, page.planes, regions, strict=True):
+        assert region.offset == end
+        end += blocks * region.nbytes
+        for block in range(blocks):
+            at = region.offset + block * region.stride + plane.offset
+            assert view[block].data_ptr() == raw.data_ptr() + at
+            assert view[block].squeeze(0).shape == plane.shape
+        assert view.dtype == plane.dtype
+        assert view.is_contiguous()
+    assert end == raw.numel()
+
+
+def test_each_arrangement_has_its_own_layout() -> None:
+    with pytest.raises(ValueError, match=r"use plane_layout\(\)"):
+        _by_planes(torch.bfloat16, 128, Quantisation.NONE).layout()
+    with pytest.raises(ValueError, match=r"use layout\(\)"):
+        LatentPageFormat(torch.bfloat16, 128, 512, 64).plane_layout()
 
 
 @pytest.mark.parametrize(

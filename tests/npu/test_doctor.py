@@ -32,10 +32,9 @@ def test_every_kind_of_page_has_its_path_and_the_reason(
     from ascend_plugin.ops.dispatch import UnsupportedRequestError
 
     asked = {label: each for label, *each in _requests() if f", {pages} pages" in label}
-    assert {label.split()[2].rstrip(",") for label in asked} == {
-        "paged_attention",
-        "kv_cache_write",
-    }
+    names = {"paged_attention", "kv_cache_write"}
+    names |= set() if pages == "c8p" else {"mla_attention", "mla_cache_write"}
+    assert {label.split()[2].rstrip(",") for label in asked} == names
     for label, (operator, request) in asked.items():
         try:
             choice = operator.choose(request)

@@ -228,44 +228,6 @@ def test_workspace_and_out() -> None:
     _check(out, batch, reference(batch))
 
 
-@pytest.mark.parametrize("arrangement", ["BnBsH", "NZ"])
-def test_latent_attention(arrangement: str) -> None:
-    """MLA: 512 latent channels, which are keys and values, and 64 rotary ones beside them."""
-    import torch_npu
-
-    if not torch_npu.npu.utils._is_gte_cann_version("8.1.RC1", "CANN"):
-        pytest.skip("torch_npu refuses rope with the simulated version of CANN")
-    latent = make_batch([(1, 200), (1, 40)], 8, 1, 512)
-    rope = make_batch([(1, 200), (1, 40)], 8, 1, 64)
-    latent = Batch(latent.queries, latent.keys, latent.keys)
-    whole = Batch(
-        [torch.cat(pair, -1) for pair in zip(latent.queries, rope.queries, strict=True)],
-        [torch.cat(pair, -1) for pair in zip(latent.keys, rope.keys, strict=True)],
-        latent.values,
-    )
-    pages, ropes = paged(latent, 128, arrangement), paged(rope, 128, arrangement)
-
-    def rows(tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(tensors).transpose(1, 2).contiguous().npu()  # [B, S, N, D]
-
-    result, _ = torch_npu.npu_fused_infer_attention_score(
-        *(rows(latent.queries), pages.key, pages.value),
-        query_rope=rows(rope.queries),
-        key_rope=ropes.key,
-        block_table=pages.table,
-        block_size=128,
-        input_layout="BSND",
-        actual_seq_lengths_kv=latent.kv_lengths,
-        num_heads=8,
-        num_key_value_heads=1,
-        scale=whole.scale,
-    )
-    found = result.cpu().double().transpose(1, 2)
-    expected = torch.stack(reference(whole))
-    torch.testing.assert_close(found, expected, atol=2**-7, rtol=2**-7)
-    assert launches()["aclnnFusedInferAttentionScoreV3"]
-
-
 def test_workspace_of_the_second_version() -> None:
     import torch_npu
 

@@ -18,6 +18,9 @@ _KV_HEADS, _HEAD_DIM, _BLOCK_SIZE = 8, 128, 128
 #: (Qwen3-32B).
 _HEADS, _LISTED_HEADS = 32, 64
 
+#: Query heads of DeepSeek-V2-Lite.
+_LATENT_HEADS = 16
+
 #: Query tokens of every sequence; 0: they differ, or are many.
 _PHASES = {"decode": 1, "prefill": 0}
 
@@ -60,7 +63,8 @@ def _requests() -> Iterator[tuple[str, Any, Any]]:
     """Yield label, operator and request."""
     import torch
 
-    from ascend_plugin.ops.npu import attention, write
+    from ascend_plugin.ops import latent, npu_latents
+    from ascend_plugin.ops.npu import attention, mla, write
     from ascend_plugin.ops.page_layout import Quantisation
 
     variants = [("bf16", torch.bfloat16, Quantisation.NONE)]
@@ -82,6 +86,16 @@ def _requests() -> Iterator[tuple[str, Any, Any]]:
         # Values are a slice of the joint projection.
         request = write.PlaneWriteRequest(dtype, stored, *pages, kind, contiguous=False)
         yield label, write.operator, request
+    latents = (npu_latents.LATENT_DIM, npu_latents.ROTARY_DIM, _BLOCK_SIZE)
+    for name, dtype, kind in variants:
+        if kind in latent.QUANTISATIONS:
+            stored = dtype if kind is Quantisation.NONE else torch.int8
+            for operator, heads in (
+                (mla.attention_operator, _LATENT_HEADS),
+                (mla.write_operator, 1),
+            ):
+                label = f"NPU operator {operator.name.split()[0]}, {name} pages"
+                yield label, operator, mla.LatentRequest(dtype, stored, kind, *latents, heads)
 
 
 def _row(label: str, choice: Choice[Any]) -> Check:

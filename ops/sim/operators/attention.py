@@ -246,14 +246,20 @@ def _write_lse(call: AttentionCall, sums: list[torch.Tensor]) -> None:
 
 
 def _traffic(version: int, *args: Any) -> int:
-    """Count query, output, the keys and values of each request's tokens, and their scales."""
+    """Count query, output, the keys and values of each request's tokens, and their scales.
+
+    Latents, which are keys and values at once, are read once.
+    """
     call = AttentionCall.of(version, args)
     tokens = sum(max(0, n) for n in call.key_lengths())
     total = call.query.nbytes + call.out.nbytes
-    for cache, scale, mode in (
-        (call.key, call.key_scale, call.key_mode),
-        (call.value, call.value_scale, call.value_mode),
-    ):
+    caches = [(call.key, call.key_scale, call.key_mode)]
+    if call.value.data_ptr() != call.key.data_ptr():
+        caches.append((call.value, call.value_scale, call.value_mode))
+    if call.query_rope is not None and call.key_rope is not None:
+        total += call.query_rope.nbytes
+        caches.append((call.key_rope, None, 0))
+    for cache, scale, mode in caches:
         width = call.key_width(cache)
         total += tokens * call.kv_heads * width * cache.element_size()
         if scale is not None:

@@ -12,6 +12,7 @@ import torch
 
 from ..constraints import ConstraintError, require_contiguous, require_dtype
 from .attention_call import AttentionCall
+from .attention_rope import LATENT_HEADS, check_rope
 
 _DOC = "docs/zh/custom_APIs/torch_npu/torch_npu-npu_fused_infer_attention_score.md"
 _TILING = "ops-transformer, fused_infer_attention_score_tiling_check*.cpp"
@@ -87,31 +88,9 @@ def _check_tensors(call: AttentionCall) -> None:
     require_dtype(_TILING, (call.query.dtype, torch.int8), key=call.key)
     require_dtype(_TILING, (call.key.dtype,), value=call.value)
     require_dtype(_TILING, (call.query.dtype,), attention_out=call.out)
-    _check_rope(call)
+    check_rope(call)
     if call.mask is not None:
         require_dtype(_DOC, (torch.bool, torch.int8, torch.uint8), atten_mask=call.mask)
-
-
-def _check_rope(call: AttentionCall) -> None:
-    query, key = call.query_rope, call.key_rope
-    if query is None and key is None:
-        return
-    if query is None or key is None:
-        raise ConstraintError("query_rope and key_rope must be given together", _DOC)
-    require_contiguous(_DOC, query_rope=query, key_rope=key)
-    require_dtype(_DOC, (call.query.dtype,), query_rope=query)
-    require_dtype(_DOC, (call.key.dtype,), key_rope=key)
-    width, rope = call.query_width(call.query), call.query_width(query)
-    if width not in (128, 512) or rope != 64:
-        raise ConstraintError(
-            f"query's head dimension {width} with rope {rope}; allowed: 128 and 512 with 64", _DOC
-        )
-    if width == 512 and (call.kv_heads != 1 or call.heads & (call.heads - 1) or call.heads > 128):
-        raise ConstraintError(
-            f"(heads, kv heads) ({call.heads}, {call.kv_heads}) with head dimension 512; allowed: "
-            "powers of two up to 128 with 1",
-            _DOC,
-        )
 
 
 def _check_heads(call: AttentionCall) -> None:
@@ -119,10 +98,11 @@ def _check_heads(call: AttentionCall) -> None:
     if name not in LAYOUTS:
         raise ConstraintError(f"input_layout {name}; allowed: {', '.join(LAYOUTS)}", _TILING)
     heads, kv_heads = call.heads, call.kv_heads
-    if heads % kv_heads or heads // kv_heads > MAX_GROUP or heads > MAX_HEADS:
+    group = MAX_GROUP if call.query_rope is None else max(MAX_GROUP, *LATENT_HEADS)
+    if heads % kv_heads or heads // kv_heads > group or heads > MAX_HEADS:
         raise ConstraintError(
             f"num_heads {heads} must be a multiple of num_key_value_heads {kv_heads}, at most "
-            f"{MAX_GROUP} times as many and at most {MAX_HEADS}",
+            f"{group} times as many and at most {MAX_HEADS}",
             _DOC,
         )
     axis = {"TND": 1, "NTD": 0, "BSND": 2, "BNSD": 1}.get(call.layout)

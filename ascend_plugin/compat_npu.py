@@ -19,6 +19,7 @@ def apply() -> None:
     _capture_over_hccl()
     _order_weights_for_the_cube()
     _choose_experts_on_the_device()
+    _choose_grouped_experts_on_the_device()
 
 
 def _skip_foreign_warmup() -> None:
@@ -109,7 +110,9 @@ def _order_weights_for_the_cube() -> None:
 
         original(self, layer)
         weight: Any = layer.weight
-        if weight.device.type == "npu":
+        # Set by MLA layers: they read the weight once, element by element, and never multiply it.
+        absorbed = getattr(layer, "_cpu_skip_gemm_dispatch", False)
+        if weight.device.type == "npu" and not absorbed:
             weight.data = to_nz(weight.data)
 
     setattr(process_weights_after_loading, _MARK, True)
@@ -146,3 +149,72 @@ def _choose_experts_on_the_device() -> None:
 
     router.vllm_topk_softmax = patched("choose_softmax")
     router.vllm_topk_sigmoid = patched("choose_sigmoid")
+
+
+def _choose_grouped_experts_on_the_device() -> None:
+    """Choose experts by groups, or with a bias, with operators of the NPU.
+
+    Why: with a bias the router calls CUDA kernels of vLLM's, whatever the platform; by groups it
+    calls a dozen torch operators through torch.compile, which the NPU has one operator for.
+    Remove when: these routers dispatch by platform.
+    """
+    from vllm.model_executor.layers.fused_moe.router import (
+        fused_topk_bias_router,
+        grouped_topk_router,
+    )
+
+    if getattr(grouped_topk_router.grouped_topk, _MARK, False):
+        return
+
+    def grouped_topk(
+        hidden_states: torch.Tensor,
+        gating_output: torch.Tensor,
+        topk: int,
+        renormalize: bool,
+        num_expert_group: int = 0,
+        topk_group: int = 0,
+        scoring_func: str = "softmax",
+        routed_scaling_factor: float = 1.0,
+        e_score_correction_bias: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from ascend_plugin.ops.npu.experts import Grouping, choose_grouped
+
+        sigmoid = _is_sigmoid(scoring_func)
+        groups = (max(1, num_expert_group), max(1, topk_group))
+        how = Grouping(topk, *groups, sigmoid, renormalize, routed_scaling_factor)
+        return choose_grouped(gating_output, e_score_correction_bias, how)
+
+    setattr(grouped_topk, _MARK, True)
+    grouped_topk_router.grouped_topk = grouped_topk
+    fused_topk_bias_router.vllm_topk_softmax = _choose_biased(sigmoid=False)
+    fused_topk_bias_router.vllm_topk_sigmoid = _choose_biased(sigmoid=True)
+
+
+def _is_sigmoid(scoring_func: str) -> bool:
+    if scoring_func not in ("softmax", "sigmoid"):
+        raise ValueError(
+            f"experts are not chosen by {scoring_func!r} on an NPU; allowed are 'softmax' and "
+            "'sigmoid'. Set ASCEND_PLUGIN_DEVICE=cpu to serve on the CPU."
+        )
+    return scoring_func == "sigmoid"
+
+
+def _choose_biased(sigmoid: bool) -> Any:
+    """Return what stands for a kernel of vLLM's that chooses experts with a bias."""
+
+    def choose(
+        weights: torch.Tensor,
+        indices: torch.Tensor,
+        rows: torch.Tensor,
+        logits: torch.Tensor,
+        renormalize: bool = False,
+        bias: torch.Tensor | None = None,
+        scale: float = 1.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from ascend_plugin.ops.npu.experts import Grouping, choose_grouped
+
+        how = Grouping(indices.shape[1], 1, 1, sigmoid, renormalize, scale)
+        chosen, ids = choose_grouped(logits, bias, how)
+        return chosen, ids.to(indices.dtype)
+
+    return choose

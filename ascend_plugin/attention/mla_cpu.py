@@ -1,58 +1,29 @@
-"""vLLM's interface of multi-head latent attention (MLA) on the plugin's operators, for the CPU.
-
-Every token takes the weight-absorbed path (``forward_mqa``), prefill too: one kernel reads pages,
-so chunks, prefix hits and drafted tokens need nothing of their own.
-
-Source of the interface: ``vllm/model_executor/layers/attention/mla_attention.py`` of vLLM 0.32.0.
-"""
+"""vLLM's interface of multi-head latent attention (MLA) on the plugin's operators, for the CPU."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from vllm.v1.attention.backend import (
-    AttentionBackend,
-    AttentionType,
-    MLAAttentionImpl,
-    MultipleOf,
-)
-from vllm.v1.kv_cache_interface import KVCacheLayout, KVQuantMode
+from vllm.v1.kv_cache_interface import KVCacheLayout
 
-from ascend_plugin.config import INT8_DTYPE
 from ascend_plugin.kv_cache import LatentPageFormat
 from ascend_plugin.ops import checks, latent
 from ascend_plugin.ops.mla_attention import mla_attention
 from ascend_plugin.ops.mla_cache_write import mla_cache_write
-from ascend_plugin.ops.page_layout import Quantisation
 
 from .cpu import AscendCPUMetadata, AscendCPUMetadataBuilder
-from .kv_quantisation import LayerQuantisation
-from .pages import NZPageBackend
+from .latent_pages import LatentAttentionImpl, LatentPageBackend
 
 if TYPE_CHECKING:
     from vllm.v1.attention.backend import AttentionLayer, CommonAttentionMetadata
-    from vllm.v1.kv_cache_interface import AttentionSpec
 
 
-class AscendCPUMLABackend(AttentionBackend):
+class AscendCPUMLABackend(LatentPageBackend):
     """Attention over pages of latents in float32, float16, bfloat16 or int8."""
 
-    #: What int8 pages hold; layers of another variant get a subclass (``kv_quantisation.py``).
-    quantisation: ClassVar[Quantisation] = Quantisation.C8D
-    #: vLLM's spec of a layer has only the sum of latent and rotary dimension; layers with an int8
-    #: cache get a subclass that knows.
-    rotary_dim: ClassVar[int] = 0
-
-    forward_includes_kv_cache_update = False
     supported_dtypes: ClassVar[list[torch.dtype]] = list(checks.FLOAT_DTYPES)
-    supported_kv_cache_dtypes: ClassVar[list[Any]] = ["auto", "bfloat16", "float16", INT8_DTYPE]
-
-    @staticmethod
-    def get_name() -> str:
-        """Return the member of ``AttentionBackendEnum`` that the platform registers."""
-        return "CUSTOM"
 
     @staticmethod
     def get_impl_cls() -> type[AscendCPUMLAImpl]:
@@ -65,48 +36,16 @@ class AscendCPUMLABackend(AttentionBackend):
         return AscendCPUMLAMetadataBuilder
 
     @classmethod
-    def is_mla(cls) -> bool:
-        """This is multi-head latent attention."""
-        return True
-
-    @classmethod
     def get_supported_head_sizes(cls) -> list[int]:
         """Return the sums of latent and rotary dimension that pages can hold."""
         step = checks.HEAD_DIM_MULTIPLE
         limit = latent.MAX_LATENT_DIM + latent.MAX_ROTARY_DIM
         return list(range(2 * step, limit + 1, step))
 
-    @staticmethod
-    def get_supported_kernel_block_sizes(kv_cache_spec: Any = None) -> list[int | MultipleOf]:
-        """Return the block sizes that pages can hold: whole fractals of 16 tokens."""
-        return NZPageBackend.get_supported_kernel_block_sizes(kv_cache_spec)
-
-    @classmethod
-    def supports_block_size(cls, block_size: int | None) -> bool:
-        """Return whether pages can hold the block size; None: not chosen yet."""
-        return NZPageBackend.supports_block_size(block_size)
-
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
         """Return the layouts in which a block of a layer is contiguous."""
         return (KVCacheLayout.LBHNC, KVCacheLayout.BLHNC)
-
-    @classmethod
-    def supports_non_causal(cls) -> bool:
-        """Attention to later tokens of the cache is served."""
-        return True
-
-    @classmethod
-    def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
-        """Say how many bytes an int8 page takes; without quantisation vLLM's sizes are ours."""
-        if spec.kv_quant_mode == KVQuantMode.NONE or spec.state_content_bytes is not None:
-            return spec
-        block_size = max(spec.block_size, checks.BLOCK_SIZE_MULTIPLE)
-        latent_dim = spec.head_size - cls.rotary_dim
-        page = LatentPageFormat(
-            spec.dtype, block_size, latent_dim, cls.rotary_dim, cls.quantisation
-        )
-        return replace(spec, state_content_bytes=page.token_bytes)
 
 
 @dataclass(slots=True)
@@ -149,68 +88,22 @@ class AscendCPUMLAMetadataBuilder(AscendCPUMetadataBuilder):
         )
 
 
-class AscendCPUMLAImpl(MLAAttentionImpl[AscendCPUMLAMetadata]):
+class AscendCPUMLAImpl(LatentAttentionImpl[AscendCPUMLAMetadata]):
     """Multi-head latent attention of one layer."""
 
-    # Else vLLM hands over queries in fp8 when the cache is int8.
-    supports_quant_query_input = False
+    remedy = "Use --attention-backend CPU_MLA."
 
-    def __init__(
-        self,
-        num_heads: int,
-        head_size: int,
-        scale: float,
-        num_kv_heads: int,
-        alibi_slopes: list[float] | None,
-        sliding_window: int | None,
-        kv_cache_dtype: str,
-        logits_soft_cap: float | None,
-        attn_type: str,
-        kv_sharing_target_layer_name: str | None,
-        **mla: Any,
-    ) -> None:
-        """Keep the layer's constants; arguments as in vLLM's ``MLAAttentionImpl``.
-
-        Raises:
-            ValueError: attention that the operators do not compute, or dimensions that pages of
-                latents cannot hold.
-        """
-        for name, value in (
-            ("attention type", None if attn_type == AttentionType.DECODER else attn_type),
-            ("alibi_slopes", alibi_slopes),
-            ("sliding_window", sliding_window),
-            ("logits_soft_cap", logits_soft_cap),
-            ("kv_sharing_target_layer_name", kv_sharing_target_layer_name),
-        ):
-            if value:
-                raise ValueError(
-                    f"latent attention with {name} {value!r} is not served over NZ pages. Use "
-                    "--attention-backend CPU_MLA."
-                )
-        latent.check_dims(mla["kv_lora_rank"], mla["qk_rope_head_dim"])
-        self.num_heads = num_heads
-        self.head_size = head_size
-        self.scale = float(scale)
-        self.num_kv_heads = num_kv_heads
-        self.kv_cache_dtype = kv_cache_dtype
-        self.latent_dim: int = mla["kv_lora_rank"]
-        self.rotary_dim: int = mla["qk_rope_head_dim"]
-        self.kv_b_proj = mla["kv_b_proj"]
-        self.q_pad_num_heads: int | None = None
-        #: Set when the model is loaded; an int8 cache needs nothing else if it is C8D.
-        self.kv_quantisation = (
-            LayerQuantisation(Quantisation.C8D) if kv_cache_dtype == INT8_DTYPE else None
-        )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the layer's constants; arguments and errors as in the base class."""
+        super().__init__(*args, **kwargs)
         self._layout: tuple[int, ...] | None = None
 
     def layout(self, kv_cache: torch.Tensor) -> tuple[int, ...]:
         """Return the byte map of the bound cache; its block size is known only now."""
         if self._layout is None:
             _, block_size, content = kv_cache.shape
-            kv = self.kv_quantisation
-            quantisation = Quantisation.NONE if kv is None else kv.quantisation
             page = LatentPageFormat(
-                kv_cache.dtype, block_size, self.latent_dim, self.rotary_dim, quantisation
+                kv_cache.dtype, block_size, self.latent_dim, self.rotary_dim, self.quantisation
             )
             # vLLM enlarges blocks to make pages of several layers equal, and keeps the bytes per
             # token: a page may then end with a few unused bytes.
@@ -262,9 +155,7 @@ class AscendCPUMLAImpl(MLAAttentionImpl[AscendCPUMLAMetadata]):
         Returns:
             ``[tokens, heads, latent_dim]``; no logsumexp.
         """
-        query, rotary = (
-            q if isinstance(q, tuple) else q.split([self.latent_dim, self.rotary_dim], dim=-1)
-        )
+        query, rotary = self.split(q)
         pages, kv = kv_c_and_k_pe_cache, self.kv_quantisation
         if kv is not None and pages.dtype != torch.int8:
             pages = pages.view(torch.int8)  # vLLM takes every quantised cache for fp8

@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from vllm.config.kernel import IrOpPriorityConfig
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.v1.attention.backend import AttentionBackend
+    from vllm.v1.attention.backends.mla.prefill.base import MLAPrefillBackend
+    from vllm.v1.attention.backends.mla.prefill.selector import MLAPrefillSelectorConfig
     from vllm.v1.attention.selector import AttentionSelectorConfig
 
 logger = logging.getLogger(__name__)
 
 ATTENTION_BACKEND = "ascend_plugin.attention.npu.AscendNPUAttentionBackend"
+MLA_BACKEND = "ascend_plugin.attention.mla_npu.AscendNPUMLABackend"
 COMMUNICATOR = "ascend_plugin.worker.npu_communicator.AscendCommunicator"
 
 
@@ -116,17 +119,33 @@ class AscendNPUPlatform(Platform):
         Raises:
             ConfigError: a layer that it does not serve; vLLM has no other for this device.
         """
+        from ascend_plugin.attention.mla_npu import AscendNPUMLABackend
         from ascend_plugin.attention.npu import AscendNPUAttentionBackend
 
-        reasons = why_not(AscendNPUAttentionBackend, selected_backend, attn_selector_config)
+        mla = attn_selector_config.use_mla
+        backend = AscendNPUMLABackend if mla else AscendNPUAttentionBackend
+        reasons = why_not(backend, selected_backend, attn_selector_config)
         if reasons:
+            sizes = "head dimensions 64 and 128"
+            if mla:
+                sizes = "latents of 512 with rotary parts of 64"
             raise ConfigError(
                 f"attention of this model is not served on an NPU: {', '.join(reasons)}. The fused "
-                "operators take bfloat16 and float16, head dimensions 64 and 128, and blocks of "
-                "16 to 256 tokens in steps of 16. Set ASCEND_PLUGIN_DEVICE=cpu to serve on the CPU."
+                f"operators take bfloat16 and float16, {sizes}, and blocks of 16 to 256 tokens in "
+                "steps of 16. Set ASCEND_PLUGIN_DEVICE=cpu to serve on the CPU."
             )
-        register_as_custom(ATTENTION_BACKEND)
-        return ATTENTION_BACKEND
+        path = MLA_BACKEND if mla else ATTENTION_BACKEND
+        register_as_custom(path)
+        return path
+
+    @classmethod
+    def get_mla_prefill_backend_cls(
+        cls, mla_selector_config: MLAPrefillSelectorConfig
+    ) -> type[MLAPrefillBackend]:
+        """Return what stands for prefill in MLA layers: it takes the path of decoding."""
+        from ascend_plugin.attention.mla_npu import AbsorbedPrefill
+
+        return AbsorbedPrefill
 
     @classmethod
     def _preferred_block_size_for_backends(

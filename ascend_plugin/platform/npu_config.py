@@ -10,6 +10,7 @@ import torch
 
 from ascend_plugin.config import INT8_DTYPE, ConfigError, KVCacheConfig, PluginConfig
 from ascend_plugin.device import DEVICE_VARIABLE
+from ascend_plugin.ops import npu_latents
 from ascend_plugin.ops.ascendc.library import why_missing
 from ascend_plugin.ops.npu.ascendc import MAX_QUERY
 
@@ -59,9 +60,31 @@ def _refuse(vllm_config: VllmConfig, config: PluginConfig) -> None:
         )
     _refuse_long_proposals(vllm_config)
     if model.use_mla:
+        _refuse_latents(vllm_config)
+
+
+def _refuse_latents(vllm_config: VllmConfig) -> None:
+    """Refuse latent attention (MLA) that the fused operators do not compute."""
+    model = vllm_config.model_config
+    text = model.hf_text_config
+    latent_dim, rotary_dim = (
+        int(getattr(text, name, None) or 0) for name in ("kv_lora_rank", "qk_rope_head_dim")
+    )
+    heads = model.get_num_attention_heads(vllm_config.parallel_config)
+    reasons = npu_latents.why_not(latent_dim, rotary_dim, heads)
+    if getattr(text, "index_topk", None) is not None:
+        reasons = ["attention to chosen tokens (sparse MLA)"]
+    if vllm_config.cache_config.cache_dtype == INT8_DTYPE:
+        reasons.append(f"an int8 cache of latents (leave --kv-cache-dtype {INT8_DTYPE} out)")
+    if vllm_config.kv_transfer_config is not None:
+        reasons.append(
+            "a KV connector, which moves a block as one piece of memory: latents and rotary parts "
+            "lie apart (leave --kv-transfer-config out)"
+        )
+    if reasons:
         raise ConfigError(
-            "multi-head latent attention (MLA) is not served on an NPU by this version. Set "
-            f"{DEVICE_VARIABLE}=cpu to serve on the CPU."
+            f"latent attention (MLA) of this model is not served on an NPU: {'; '.join(reasons)}. "
+            f"Set {DEVICE_VARIABLE}=cpu to serve on the CPU."
         )
 
 

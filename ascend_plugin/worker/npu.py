@@ -16,6 +16,7 @@ from vllm.v1.worker.gpu_worker import Worker, init_worker_distributed_environmen
 from vllm.v1.worker.utils import request_memory
 
 from ascend_plugin.attention.kv_quantisation import quantise_layers
+from ascend_plugin.attention.mla_npu import bind_latents, lay_out_projections
 from ascend_plugin.attention.npu import bind_pages
 from ascend_plugin.attention.npu_counters import follow_counters
 from ascend_plugin.compat import apply_npu_patches, apply_worker_patches
@@ -94,6 +95,7 @@ class AscendNPUWorker(Worker):
         from vllm.distributed import get_tensor_model_parallel_world_size as world
 
         super().load_model(**kwargs)
+        lay_out_projections(self.vllm_config)
         quantise_layers(self.vllm_config, self.plugin_config.kv_cache, rank(), world())
         prepare_drafter(self.vllm_config, self.model_runner, self.plugin_config.speculation)
 
@@ -125,6 +127,7 @@ class AscendNPUWorker(Worker):
         """Allocate the KV cache and tell every layer where its pages are."""
         super().initialize_from_config(kv_cache_config)
         bind_pages(self.vllm_config)
+        bind_latents(self.vllm_config)
 
 
 def release_cached_memory() -> None:

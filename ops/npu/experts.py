@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch_npu
 
@@ -34,6 +36,93 @@ def choose_sigmoid(
     """Choose the experts with the largest sigmoid; arguments as in :func:`choose_softmax`."""
     weights, experts = logits.float().sigmoid().topk(top_k, -1)
     return _renormalised(weights, renormalise), experts.to(torch.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """How a token's experts are chosen from groups (DeepSeek-V2, -V3).
+
+    Attributes:
+        top_k: experts of a token.
+        groups: equal parts of the experts; 1: there are none.
+        kept: groups of which a token's experts may be.
+        sigmoid: whether scores are sigmoids, else a softmax over all experts.
+        renormalise: whether a token's weights shall add up to one.
+        scale: factor of the weights.
+    """
+
+    top_k: int
+    groups: int = 1
+    kept: int = 1
+    sigmoid: bool = False
+    renormalise: bool = False
+    scale: float = 1.0
+
+
+#: What ``npu_moe_gating_top_k`` takes: experts, padded to whole runs of 32 in every group; and more
+#: than two experts in a group.
+_MAX_EXPERTS, _RUN, _MIN_GROUP = 2048, 32, 3
+
+
+def choose_grouped(
+    logits: torch.Tensor, bias: torch.Tensor | None, how: Grouping
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose experts of the groups with the best scores; the bias counts in the choice alone.
+
+    A group's score is its best expert's, or with a bias the sum of its two best
+    (arXiv:2412.19437, section 2.1.2).
+
+    Args:
+        logits: ``[tokens, experts]``, any float.
+        bias: ``[experts]``, added to the scores of experts for the choice.
+        how: sizes and kinds.
+
+    Returns:
+        Weights, float32 ``[tokens, top_k]``, and experts, int32 of the same shape.
+    """
+    logits = logits.float()
+    bias = None if bias is None else bias.float()
+    if not _fused(logits.shape[-1], how):
+        return _choose_by_parts(logits, bias, how)
+    # The operator renormalises sigmoids, always, and a softmax never.
+    scale = how.scale if how.sigmoid or not how.renormalise else 1.0
+    weights, experts, _ = torch_npu.npu_moe_gating_top_k(
+        logits,
+        how.top_k,
+        bias=bias,
+        k_group=how.kept,
+        group_count=how.groups,
+        group_select_mode=0 if bias is None else 1,
+        norm_type=int(how.sigmoid),
+        routed_scaling_factor=scale,
+    )
+    if how.renormalise and not how.sigmoid:
+        weights = _renormalised(weights, True) * how.scale
+    return weights, experts
+
+
+def _fused(experts: int, how: Grouping) -> bool:
+    """Say whether one operator makes the choice."""
+    group = experts // how.groups
+    padded = -(-group // _RUN) * _RUN * how.groups
+    fits = group >= _MIN_GROUP and padded <= _MAX_EXPERTS
+    return fits and (how.renormalise or not how.sigmoid)
+
+
+def _choose_by_parts(
+    logits: torch.Tensor, bias: torch.Tensor | None, how: Grouping
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose with plain operators what :func:`choose_grouped` says."""
+    scores = logits.sigmoid() if how.sigmoid else logits.softmax(-1)
+    wanted = scores if bias is None else scores + bias
+    if how.groups > 1:
+        grouped = wanted.view(wanted.shape[0], how.groups, -1)
+        best = grouped.topk(1 if bias is None else min(2, grouped.shape[-1]), -1)[0].sum(-1)
+        kept = torch.zeros_like(best).scatter(1, best.topk(how.kept, -1)[1], 1.0)
+        wanted = grouped.masked_fill(kept[..., None] == 0, -torch.inf).view(wanted.shape)
+    experts = wanted.topk(how.top_k, -1)[1]
+    weights = _renormalised(scores.gather(1, experts), how.renormalise)
+    return weights * how.scale, experts.to(torch.int32)
 
 
 def _renormalised(weights: torch.Tensor, renormalise: bool) -> torch.Tensor:

@@ -91,6 +91,40 @@ def test_choice_of_experts(kind: str, renormalise: bool, device: torch.device) -
     torch.testing.assert_close(weights.cpu(), want)
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("groups", [(1, 1), (4, 2), (8, 3)], ids=str)
+def test_choice_of_experts_by_groups(
+    groups: tuple[int, int], sigmoid: bool, renormalise: bool, biased: bool, device: torch.device
+) -> None:
+    """As vLLM's own code; groups of two experts are more than the operator cuts."""
+    from ascend_plugin.ops.npu import experts
+
+    torch.manual_seed(2)
+    logits = torch.randn(TOKENS, 16)
+    bias = torch.randn(16) * 0.3 if biased else None
+    how = experts.Grouping(3, *groups, sigmoid, renormalise, 1.5)
+    on_device = [None if each is None else each.to(device) for each in (logits, bias)]
+    weights, ids = experts.choose_grouped(*on_device, how)
+    want, want_ids = _as_vllm(logits, bias, how)
+    assert ids.dtype == torch.int32
+    order, want_order = ids.cpu().argsort(-1), want_ids.argsort(-1)
+    assert torch.equal(ids.cpu().gather(1, order), want_ids.gather(1, want_order))
+    torch.testing.assert_close(weights.cpu().gather(1, order), want.gather(1, want_order))
+
+
+def _as_vllm(
+    logits: torch.Tensor, bias: torch.Tensor | None, how: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    import vllm.model_executor.layers.fused_moe.router.grouped_topk_router as router
+
+    plain = getattr(router.grouped_topk, "_torchdynamo_orig_callable", router.grouped_topk)
+    kind = "sigmoid" if how.sigmoid else "softmax"
+    sizes = (how.top_k, how.renormalise, how.groups, how.kept)
+    return plain(logits, logits, *sizes, kind, how.scale, bias)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("tokens_", [1, TOKENS])
 def test_products_of_experts(tokens_: int, dtype: torch.dtype, device: torch.device) -> None:

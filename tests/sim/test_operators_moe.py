@@ -27,6 +27,39 @@ def test_gating() -> None:
     assert launches()["aclnnMoeGatingTopKSoftmax"]
 
 
+@pytest.mark.parametrize("sigmoid", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_gating_by_groups(groups: int, sigmoid: bool) -> None:
+    """As the documentation computes it: with a bias, the two best make a group's score."""
+    import torch_npu
+
+    logits, bias = _normal(6, 16, dtype=torch.float32), _normal(16, dtype=torch.float32, seed=2)
+    weights, experts, normed = torch_npu.npu_moe_gating_top_k(
+        *(logits.npu(), 3),
+        bias=bias.npu(),
+        k_group=max(1, groups // 2),
+        group_count=groups,
+        group_select_mode=1,
+        norm_type=int(sigmoid),
+        out_flag=True,
+        routed_scaling_factor=2.5,
+    )
+    scores = logits.sigmoid() if sigmoid else logits.softmax(-1)
+    torch.testing.assert_close(normed.cpu(), scores)
+    for row in range(6):
+        wanted = scores[row] + bias
+        parts = wanted.view(groups, -1)
+        order = parts.sort(-1, descending=True).values[:, :2].sum(-1).argsort(descending=True)
+        kept = set(order[: max(1, groups // 2)].tolist())
+        allowed = [e for e in range(16) if e * groups // 16 in kept]
+        best = sorted(allowed, key=lambda e: -float(wanted[e]))[:3]
+        assert experts[row].cpu().tolist() == best
+        values = scores[row, best]
+        values = values / values.sum() if sigmoid else values
+        torch.testing.assert_close(weights[row].cpu(), values * 2.5)
+    assert launches()["aclnnMoeGatingTopK"]
+
+
 def test_permuting_and_back() -> None:
     import torch_npu
 
@@ -154,6 +187,26 @@ def test_what_is_documented_is_checked() -> None:
     back = torch_npu.npu_moe_token_unpermute
     places = torch.arange(5, device="npu", dtype=torch.int32)
     _refused("probs .* for 5 sorted_indices", back, x, places, logits)
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("group_count 8 must cut 16 experts", {"group_count": 8, "k_group": 4}),
+        ("group_count 3 must cut 16 experts", {"group_count": 3}),
+        ("k_group 5 outside 1 to 4", {"group_count": 4, "k_group": 5}),
+        ("k 3 outside 1 to 2|k 5 outside 1 to 4", {"group_count": 4, "k": 5}),
+        ("group_select_mode 2", {"group_select_mode": 2}),
+        ("renorm 1", {"renorm": 1}),
+        ("norm_type 2", {"norm_type": 2}),
+    ],
+)
+def test_gating_by_groups_that_is_refused(text: str, options: dict[str, Any]) -> None:
+    import torch_npu
+
+    moved = {n: v.npu() if isinstance(v, torch.Tensor) else v for n, v in options.items()}
+    gate = torch_npu.npu_moe_gating_top_k
+    _refused(text, gate, _normal(2, 16, dtype=torch.float32).npu(), **({"k": 3} | moved))
 
 
 def test_products_per_expert_that_are_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..table import operator, write
-from .moe_checks import check_gating, check_routing, check_unpermute
+from .moe_checks import check_gating, check_grouped_gating, check_routing, check_unpermute
 
 #: What aclnnMoeInitRoutingV3 reports about experts, and how it quantises.
 _TOKENS_COUNTED = 1
@@ -30,6 +30,42 @@ def _gate(
     tokens = logits.shape[0]
     # Row numbers of the expanded batch, choice by choice.
     write(rows, torch.arange(tokens * k).view(k, tokens).t())
+
+
+@operator("aclnnMoeGatingTopK", "TTiiiiiibddTTT", check=check_grouped_gating)
+def _gate_groups(
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    k: int,
+    kept: int,
+    groups: int,
+    group_mode: int,
+    _renorm: int,
+    norm: int,
+    wants_norm: bool,
+    factor: float,
+    epsilon: float,
+    weights: torch.Tensor,
+    experts: torch.Tensor,
+    normed: torch.Tensor,
+) -> None:
+    """Choose ``k`` experts of each row from the best groups; ties go to the first."""
+    scores = logits.float().sigmoid() if norm else logits.float().softmax(-1)
+    wanted = scores if bias is None else scores + bias.float()
+    if groups > 1:
+        parts = wanted.unflatten(-1, (groups, -1))
+        best = parts.amax(-1) if group_mode == 0 else parts.topk(2, -1).values.sum(-1)
+        chosen = (-best).argsort(dim=-1, stable=True)[:, :kept]
+        dropped = torch.ones_like(best, dtype=torch.bool).scatter_(1, chosen, False)
+        wanted = parts.masked_fill(dropped[..., None], -torch.inf).flatten(1)
+    indices = (-wanted).argsort(dim=-1, stable=True)[:, :k]
+    values = scores.gather(1, indices)
+    if norm:
+        values = values / (values.sum(-1, keepdim=True) + epsilon)
+    write(weights, values * factor)
+    write(experts, indices)
+    if wants_norm:
+        write(normed, scores)
 
 
 def _route(experts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ from ..constraints import require, require_dtype
 
 _DOCS = "docs/zh/custom_APIs/torch_npu/torch_npu-npu_"
 _GATING = f"{_DOCS}moe_gating_top_k_softmax.md"
+_GROUPED_GATING = f"{_DOCS}moe_gating_top_k.md"
 _ROUTING = f"{_DOCS}moe_init_routing_v2.md"
 _UNPERMUTE = f"{_DOCS}moe_token_unpermute.md"
 
@@ -26,6 +27,32 @@ def check_gating(logits: torch.Tensor, _finished: Any, k: int, *_: Any) -> None:
     require(logits.dim() in (2, 3), f"x {tuple(logits.shape)} must have 2 or 3 dims", _GATING)
     limit = min(_MAX_K, logits.shape[-1])
     require(0 < k <= limit, f"k {k} outside 1 to {limit}", _GATING)
+
+
+def check_grouped_gating(logits: torch.Tensor, _bias: Any, *attributes: Any) -> None:
+    """Check aclnnMoeGatingTopK; torch_npu has checked the bias."""
+    where = _GROUPED_GATING
+    k, kept, groups, group_mode, renorm, norm = attributes[:6]
+    require_dtype(where, _FLOATS, x=logits)
+    require(logits.dim() == 2, f"x {tuple(logits.shape)} must have 2 dims", where)
+    experts = logits.shape[-1]
+    require(experts <= 2048, f"{experts} experts; at most 2048", where)
+    require(
+        groups > 0 and experts % groups == 0 and experts // groups > 2,
+        f"group_count {groups} must cut {experts} experts into equal groups of more than 2",
+        where,
+    )
+    group = experts // groups
+    require(
+        -(-group // 32) * 32 * groups <= 2048,
+        f"{groups} groups of {group} experts, padded to whole 32, are more than 2048",
+        where,
+    )
+    require(1 <= kept <= groups, f"k_group {kept} outside 1 to {groups}", where)
+    require(1 <= k <= group * kept, f"k {k} outside 1 to {group * kept}", where)
+    require(group_mode in (0, 1), f"group_select_mode {group_mode}; allowed: 0, 1", where)
+    require(renorm == 0, f"renorm {renorm}; only 0 is supported", where)
+    require(norm in (0, 1), f"norm_type {norm}; allowed: 0, 1", where)
 
 
 def check_routing(

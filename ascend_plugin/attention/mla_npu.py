@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends.mla.prefill.base import MLAPrefillBackend
-from vllm.v1.kv_cache_interface import KVCacheLayout
+from vllm.v1.kv_cache_interface import KVCacheLayout, KVQuantMode
 
 from ascend_plugin.graph import npu as graphs
 from ascend_plugin.kv_cache import LatentPageFormat
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.model_executor.layers.attention import MLAAttention
     from vllm.v1.attention.backend import AttentionLayer, CommonAttentionMetadata
+    from vllm.v1.kv_cache_interface import KVCacheSpec
 
 
 class AscendNPUMLABackend(LatentPageBackend):
-    """Attention over planes of latents in float16 or bfloat16."""
+    """Attention over planes of latents in float16, bfloat16 or int8."""
 
     supported_dtypes: ClassVar[list[torch.dtype]] = list(write.DTYPES)
 
@@ -79,6 +81,18 @@ class AscendNPUMLAMetadata(AscendNPUMetadata):
 class AscendNPUMLAMetadataBuilder(AscendNPUMetadataBuilder):
     """Turn vLLM's batch into what the fused operators take; block ids and slots stay vLLM's."""
 
+    @classmethod
+    def get_cudagraph_support(
+        cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec
+    ) -> AttentionCGSupport:
+        """Return whether attention can be captured: not if latents are dequantised first.
+
+        How many blocks are is decided on the host, anew for every batch.
+        """
+        spec: Any = kv_cache_spec
+        plain = spec.kv_quant_mode == KVQuantMode.NONE
+        return cls._cudagraph_support if plain else AttentionCGSupport.NEVER
+
     def build(
         self,
         common_prefix_len: int,
@@ -116,7 +130,8 @@ class AscendNPUMLAImpl(LatentAttentionImpl[AscendNPUMLAMetadata]):
         """
         super().__init__(*args, **kwargs)
         self._planes: LatentPlanes | None = None
-        self._pages: torch.Tensor | None = None
+        self._bound: tuple[int, torch.Size] | None = None
+        self._head = mla.LatentHead(self.num_heads, self.scale)
         reasons = npu_latents.why_not(self.latent_dim, self.rotary_dim, self.num_heads)
         if reasons:
             raise ValueError(
@@ -126,7 +141,11 @@ class AscendNPUMLAImpl(LatentAttentionImpl[AscendNPUMLAMetadata]):
 
     def planes(self, kv_cache: torch.Tensor) -> LatentPlanes:
         """Return the views of the bound cache, made once."""
-        if self._pages is not kv_cache or self._planes is None:
+        bound = (kv_cache.data_ptr(), kv_cache.shape)
+        if self._bound != bound or self._planes is None:
+            told = self.kv_quantisation
+            if told is not None:
+                kv_cache = kv_cache.view(torch.int8)  # vLLM takes every quantised cache for fp8
             page = LatentPageFormat(
                 kv_cache.dtype,
                 kv_cache.shape[1],
@@ -136,7 +155,10 @@ class AscendNPUMLAImpl(LatentAttentionImpl[AscendNPUMLAMetadata]):
                 Arrangement.PLANE_MAJOR,
             )
             self._planes = page_latents(kv_cache, page.plane_layout())
-            self._pages = kv_cache
+            scales = None if told is None else told.channel_scales
+            layer = mla.LatentLayer.of(self.quantisation, scales, kv_cache.device)
+            self._head = mla.LatentHead(self.num_heads, self.scale, layer)
+            self._bound = bound
         return self._planes
 
     def do_kv_cache_update(
@@ -154,7 +176,8 @@ class AscendNPUMLAImpl(LatentAttentionImpl[AscendNPUMLAMetadata]):
         slots = slot_mapping.flatten()  # negative where the batch is padded
         tokens = min(slots.shape[0], kv_c_normed.shape[0])
         planes = self.planes(kv_cache)
-        mla.write(kv_c_normed[:tokens], k_pe[:tokens].squeeze(1), planes, slots[:tokens])
+        rotary = k_pe[:tokens].squeeze(1)
+        mla.write(kv_c_normed[:tokens], rotary, planes, slots[:tokens], self._head.layer)
 
     def forward_mqa(
         self,
@@ -186,13 +209,12 @@ class AscendNPUMLAImpl(LatentAttentionImpl[AscendNPUMLAMetadata]):
             planes.block_size,
             self.num_heads,
         )
-        mla.attention_operator.choose(request)
-        head = mla.LatentHead(self.num_heads, self.scale)
-        call = mla.fused_call(query, rotary, planes, batch, head)
-        if npu.is_current_stream_capturing():
+        chosen = mla.attention_operator.choose(request).implementation.name
+        if chosen == attention.FUSED and npu.is_current_stream_capturing():
+            call = mla.fused_call(query, rotary, planes, batch, self._head)
             graphs.capture_call(str(getattr(layer, "layer_name", "")), call, batch, out)
         else:
-            call.run(batch, out)
+            mla.attend(query, rotary, planes, batch, self._head, out)
         return out, None
 
 

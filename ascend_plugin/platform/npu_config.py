@@ -74,8 +74,6 @@ def _refuse_latents(vllm_config: VllmConfig) -> None:
     reasons = npu_latents.why_not(latent_dim, rotary_dim, heads)
     if getattr(text, "index_topk", None) is not None:
         reasons = ["attention to chosen tokens (sparse MLA)"]
-    if vllm_config.cache_config.cache_dtype == INT8_DTYPE:
-        reasons.append(f"an int8 cache of latents (leave --kv-cache-dtype {INT8_DTYPE} out)")
     if vllm_config.kv_transfer_config is not None:
         reasons.append(
             "a KV connector, which moves a block as one piece of memory: latents and rotary parts "

@@ -178,7 +178,8 @@ def mla_cache_write(
     """Write latents and rotary parts of new tokens into pages arranged by planes.
 
     Arguments and errors as in :func:`ops.mla_cache_write.mla_cache_write`, except: ``layout`` is a
-    :class:`LatentPlaneLayout`, and nothing is counted.
+    :class:`LatentPlaneLayout`; nothing is counted; block 0 of C8D pages must not be a sequence's
+    (vLLM keeps it for padding).
     """
     told = latent.latent_plane_layout(layout)
     check_tokens(latents, rotary, slot_mapping, told.latent_dim, told.rotary_dim)
@@ -188,7 +189,8 @@ def mla_cache_write(
     tokens = slot_mapping.shape[0]
     mla.write_operator.choose(_latent_request(latents, pages, told))
     if tokens:
-        mla.write(latents[:tokens], rotary[:tokens], planes, slot_mapping)
+        layer = _latent_layer(told, channel_scales, latents.device)
+        mla.write(latents[:tokens], rotary[:tokens], planes, slot_mapping, layer)
 
 
 def mla_attention(
@@ -221,7 +223,8 @@ def mla_attention(
     tokens = batch.query_ends[-1] if batch.query_ends else 0
     if tokens == 0:
         return
-    head = mla.LatentHead(query.shape[1], float(scale))
+    layer = _latent_layer(told, channel_scales, query.device)
+    head = mla.LatentHead(query.shape[1], float(scale), layer)
     mla.attend(query[:tokens], query_rotary[:tokens], planes, batch, head, out[:tokens])
 
 
@@ -318,6 +321,14 @@ def _head(
     scales = _scales(channel_scales, quantisation, query.device)
     layer = _layer(layout, channel_scales, query.device)
     return attention.Head(query.shape[1], float(scale), window, quantisation, scales, layer)
+
+
+@lru_cache(maxsize=256)
+def _latent_layer(
+    layout: LatentPlaneLayout, channel_scales: torch.Tensor | None, device: torch.device
+) -> mla.LatentLayer:
+    """Return what pages of latents hold; by identity of the layer's scales, as above."""
+    return mla.LatentLayer.of(Quantisation(layout.quantisation), channel_scales, device)
 
 
 def register() -> None:

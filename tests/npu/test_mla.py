@@ -11,7 +11,7 @@ import pytest
 from engines import Answer, EngineProcess
 from npu_engines import CAPTURED, GRAPHS, assert_identical, assert_near, on_the_cpu, settings
 from prompts import tokens
-from tiny_deepseek import write_tiny_deepseek
+from tiny_deepseek import write_tiny_deepseek, write_with_scales
 
 pytestmark = pytest.mark.engine
 
@@ -154,3 +154,38 @@ def test_preemption_and_reused_blocks(
     answer = npu.run(engine | {"num_gpu_blocks_override": 24}, run)
     assert answer.metrics["vllm:num_preemptions"] > 0
     assert_near(roomy.outputs(), answer.outputs(), tie=TIES["bfloat16"])
+
+
+INT8 = {"kv_cache_dtype": "int8_per_token_head"}
+
+
+@pytest.mark.parametrize("graphs", ["eager", "full and piecewise"])
+def test_int8_latents(
+    npu: EngineProcess,
+    cpu: EngineProcess,
+    deepseek: Callable[[str], str],
+    eager: Answer,
+    graphs: str,
+) -> None:
+    """The CPU platform's answers; whole steps are not captured: pages are dequantised first."""
+    engine = settings(deepseek("v3"), graphs, **INT8)
+    wanted, got = cpu.run(on_the_cpu(engine), *runs()), npu.run(engine, *runs())
+    assert got.made_of["backends"] == ["AscendNPUMLABackendC8D"]
+    assert got.made_of["dtypes"] == ["torch.int8"]
+    for run in range(2):
+        assert_near(wanted.outputs(run), got.outputs(run), tie=TIES["bfloat16"])
+    assert [output.cached for output in got.outputs(1)] == [256]
+    assert got.made_of["graphs"]["task_groups"] == 0
+    assert (got.made_of["graphs"]["replays"] > 0) == (graphs != "eager")
+
+
+def test_static_scales_of_modelslim(
+    npu: EngineProcess, cpu: EngineProcess, deepseek: Callable[[str], str], tmp_path: Path
+) -> None:
+    model = write_with_scales(tmp_path / "scaled", deepseek("v3"), 4.0 / 127)
+    engine, run = settings(model, **INT8), {"prompts": runs()[0]["prompts"], "score": True}
+    wanted, got = cpu.run(on_the_cpu(engine), run), npu.run(engine, run)
+    assert got.made_of["backends"] == ["AscendNPUMLABackendC8S"]
+    plain = cpu.run(on_the_cpu(settings(model)), run)
+    # Nearer to the same codes on the CPU than codes are to no quantisation.
+    assert _difference(wanted, got) < _difference(wanted, plain)

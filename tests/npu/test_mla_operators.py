@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from latent_cases import LatentBatch, LatentCase, assert_close, make_batch
+from latent_cases import LatentBatch, LatentCase, assert_close, make_batch, oracle
 
 from ascend_plugin.kv_cache import LatentPageFormat
 from ascend_plugin.ops.dispatch import UnsupportedRequestError
+from ascend_plugin.ops.latent import latent_planes, latent_scales
 from ascend_plugin.ops.mla_attention import mla_attention
 from ascend_plugin.ops.mla_cache_write import mla_cache_write
+from ascend_plugin.ops.npu.latent_planes import page_latents
 from ascend_plugin.ops.page_layout import Arrangement
 
 DEEPSEEK = {"latent_dim": 512, "rotary_dim": 64, "dtype": torch.bfloat16}
@@ -30,6 +34,14 @@ CASES = {
     "strided": LatentCase(((1, 20), (2, 30)), strided=True, **DEEPSEEK),
     "no context": LatentCase(((1, 20), (2, 0)), **DEEPSEEK),
 }
+
+
+def draw(case: LatentCase) -> LatentBatch:
+    """Return a batch that leaves block 0 alone, as vLLM does: padding may write scales there."""
+    batch = make_batch(case)
+    batch.block_table += 1
+    batch.pages = torch.cat((batch.pages[:1], batch.pages))
+    return batch
 
 
 def page_of(case: LatentCase) -> LatentPageFormat:
@@ -63,6 +75,7 @@ def written(batch: LatentBatch, device: torch.device) -> torch.Tensor:
             pages,
             slots.to(device),
             page.plane_layout(),
+            channel_scales=batch.options.get("channel_scales"),
         )
     return pages
 
@@ -80,20 +93,65 @@ def attend(batch: LatentBatch, pages: torch.Tensor, device: torch.device) -> Non
         page_of(batch.case).plane_layout(),
         scale=batch.options["scale"],
         causal=batch.options["causal"],
+        channel_scales=batch.options.get("channel_scales"),
     )
     batch.out = out.cpu()
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_attention_over_latents(case: LatentCase, device: torch.device) -> None:
-    batch = make_batch(case)
+    batch = draw(case)
     attend(batch, written(batch, device), device)
     assert_close(batch)
 
 
+INT8 = {
+    "decode": LatentCase(((1, 1), (1, 17), (1, 200)), block_size=128, **DEEPSEEK),
+    "all at once, and chunks": LatentCase(RAGGED, block_size=64, heads=16, **DEEPSEEK),
+    "odd blocks": LatentCase(RAGGED, block_size=48, **DEEPSEEK),
+    "float16": LatentCase(RAGGED, block_size=16, **(DEEPSEEK | {"dtype": torch.float16})),
+}
+
+
+@pytest.mark.parametrize("variant", ["c8d", "c8s"])
+@pytest.mark.parametrize("case", INT8.values(), ids=INT8)
+def test_attention_over_int8_latents(case: LatentCase, variant: str, device: torch.device) -> None:
+    """Pages mean the values that are quantised, up to half a code; they are bfloat16's anyway."""
+    batch = draw(replace(case, variant=variant))
+    pages = written(batch, device)
+    assert pages.dtype == torch.int8
+    attend(batch, pages, device)
+    want, inside = oracle(batch), int(batch.query_start_loc[-1])
+    got = batch.out[:inside].double()
+    assert bool(got.isfinite().all())
+    assert float((got - want[:inside]).norm() / want[:inside].norm()) < 2e-2
+
+
+@pytest.mark.parametrize("variant", ["c8d", "c8s"])
+def test_codes_are_those_of_the_cpu(variant: str, device: torch.device) -> None:
+    """Up to one: scales are computed in another order."""
+    batch = draw(replace(INT8["odd blocks"], variant=variant))
+    page = page_of(batch.case)
+    planes = page_latents(written(batch, device).cpu(), page.plane_layout())
+    on_cpu = batch.case.page
+    for i, (latents, rotary) in enumerate(zip(batch.latents, batch.rotary, strict=True)):
+        pages = torch.zeros(on_cpu.pages_shape(batch.pages.shape[0]), dtype=torch.int8)
+        slots = slots_of(batch, i, batch.case.block_size)
+        rows = [each.to(batch.case.dtype) for each in (latents, rotary)]
+        scales = batch.options.get("channel_scales")
+        mla_cache_write(*rows, pages, slots, on_cpu.layout(), channel_scales=scales)
+        size, blocks = batch.case.block_size, slots // batch.case.block_size
+        mine = planes.latents.squeeze(1).transpose(1, 2)[blocks, slots % size]
+        theirs = latent_planes(pages, on_cpu.layout()).transpose(1, 2)[blocks, slots % size]
+        assert int((mine.int() - theirs.int()).abs().max()) <= 1
+        if planes.scales is not None:
+            want = latent_scales(pages, on_cpu.layout())[blocks, slots % size]
+            torch.testing.assert_close(planes.scales[blocks, slots % size], want)
+
+
 def test_latents_lie_where_the_pages_say(device: torch.device) -> None:
     """Byte by byte, as docs/pages.md draws it: the package's own views are not used."""
-    batch = make_batch(CASES["odd blocks"])
+    batch = draw(CASES["odd blocks"])
     size, blocks = batch.case.block_size, batch.pages.shape[0]
     raw = written(batch, device).cpu().view(-1)
     latents = raw[: blocks * size * 512].view(blocks, 32, size, 16)
@@ -111,7 +169,7 @@ def test_latents_lie_where_the_pages_say(device: torch.device) -> None:
 
 
 def test_nothing_to_do(device: torch.device) -> None:
-    batch = make_batch(LatentCase((), **DEEPSEEK))
+    batch = draw(LatentCase((), **DEEPSEEK))
     pages = poisoned(page_of(batch.case), 2, device)
     attend(batch, pages, device)
     rows = torch.ones(2, 576, dtype=torch.bfloat16, device=device)
@@ -124,7 +182,7 @@ def test_nothing_to_do(device: torch.device) -> None:
 
 
 def test_moving_the_regions_of_a_block_moves_it(device: torch.device) -> None:
-    batch = make_batch(LatentCase(((1, 12),), **DEEPSEEK))
+    batch = draw(LatentCase(((1, 12),), **DEEPSEEK))
     pages = written(batch, device)
     raw, blocks = pages.view(-1).view(torch.uint8), pages.shape[0]
     old = int(batch.block_table[0, 0])
@@ -158,14 +216,14 @@ REFUSED = {
 def test_what_no_path_serves_is_refused(
     case: LatentCase, reason: str, device: torch.device
 ) -> None:
-    batch = make_batch(case)
+    batch = draw(case)
     with pytest.raises(UnsupportedRequestError, match=reason):
         attend(batch, written(batch, device), device)
 
 
 def test_pages_of_another_layout_are_refused(device: torch.device) -> None:
     case = CASES["decode"]
-    batch = make_batch(case)
+    batch = draw(case)
     layout = page_of(case).plane_layout()
     rows = torch.ones(1, 576, dtype=case.dtype, device=device)
     slots = torch.zeros(1, dtype=torch.int64, device=device)

@@ -35,6 +35,9 @@ class Call(Protocol):
     def launch(self, batch: Any) -> None:
         """Launch one kernel, allocating nothing."""
 
+    def release(self) -> None:
+        """Let go of the memory of the step, whose addresses stay those of the graph."""
+
 
 @dataclass(slots=True)
 class Counts:
@@ -63,7 +66,7 @@ class Task:
 
     Attributes:
         layer: name of the layer, by which its batch is found.
-        call: the call, with the memory it was captured with; it keeps that memory alive.
+        call: the call, with the addresses it was captured with; the graph's pool keeps them.
         event: what the captured call waits for.
         handle: of the task group.
     """
@@ -230,4 +233,5 @@ def capture_call(layer: str, call: Call, batch: Any, out: Any) -> None:
     npu.graph_task_group_begin(stream)
     call.launch(batch)
     handle = npu.graph_task_group_end(stream)
+    call.release()
     graph.tasks.append(Task(layer, call, event, handle))

@@ -26,6 +26,7 @@ from ..page_layout import Quantisation
 from . import ascendc
 from .ascendc import DeviceBatch, Int8Layer
 from .hadamard import rotate
+from .memory import weak_reference
 from .planes import Planes
 from .write import DTYPES, ChannelScales
 
@@ -308,11 +309,13 @@ class FusedCall:
         inputs: query, key and value.
         options: everything else but the lengths.
         uniform: as in the batch, if the query has a dimension for sequences.
+        released: names of options that belong to the step, like the query.
     """
 
     inputs: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     options: dict[str, Any]
     uniform: int = 0
+    released: tuple[str, ...] = ()
     _out: list[torch.Tensor] = field(default_factory=list)
 
     def run(self, batch: Batch, out: torch.Tensor) -> None:
@@ -341,6 +344,18 @@ class FusedCall:
         lse = torch.empty(1, dtype=torch.float32, device=out.device)
         self._out = [out.view(self.inputs[0].shape), lse]
         self.options["workspace"] = room(found)
+
+    def release(self) -> None:
+        """Keep no memory but the workspace: what was captured lies in the pool of its graph.
+
+        Kernels of a graph follow each other, so the query and the result of a layer may lie where
+        those of another do. Held here, they would take their place for every layer and graph.
+        """
+        query, key, value = self.inputs
+        self.inputs = (weak_reference(query), key, value)
+        self._out = [weak_reference(each) for each in self._out]
+        for name in self.released:
+            self.options[name] = weak_reference(self.options[name])
 
     def launch(self, batch: Batch) -> None:
         """Attend as :meth:`run` does, into reserved memory: one launch and no allocation."""

@@ -210,7 +210,8 @@ def fused_call(
         "input_layout": "TND",
     }
     options |= masking(query.device, batch.causal, 0)
-    return FusedCall((query.contiguous(), planes.latents, planes.latents), options)
+    inputs = (query.contiguous(), planes.latents, planes.latents)
+    return FusedCall(inputs, options, released=("query_rope",))
 
 
 def dequantised(

@@ -194,6 +194,22 @@ def test_layers_share_one_workspace(model: Model, follow: Callable[[Any], None])
     assert len(workspaces) == 1
 
 
+def test_layers_share_the_memory_of_a_step(model: Model, follow: Callable[[Any], None]) -> None:
+    """Queries and results of a layer make room for those of the next, in every graph."""
+    from ascend_plugin.ops.npu.device import npu
+
+    torch.npu.synchronize()
+    graphs = [model.capture()]
+    before = npu.memory_allocated()
+    graphs += [model.capture() for _ in range(3)]
+    # A workspace, what the softmax's sums would be, and nothing of LAYERS * 3 queries and results.
+    assert npu.memory_allocated() - before < model.query.nbytes * LAYERS
+    lengths, table = STEPS[1]
+    model.batch(lengths, table)
+    for graph in graphs:
+        assert torch.equal(model.replay(graph), model.eager())
+
+
 def test_int8_pages_in_a_graph(device: torch.device, follow: Callable[[Any], None]) -> None:
     """The scales of c8d are gathered by the graph itself."""
     from ascend_plugin.graph import npu as graphs

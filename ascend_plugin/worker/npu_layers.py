@@ -12,7 +12,7 @@ from torch import Tensor
 from vllm import ir
 from vllm.model_executor.layers import rotary_embedding
 from vllm.model_executor.layers.activation import SiluAndMul
-from vllm.model_executor.layers.rotary_embedding import RotaryEmbedding
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 
 from ascend_plugin.ops.npu import elementwise
 
@@ -28,6 +28,7 @@ ROTARY_CLASSES = (
     "Llama3RotaryEmbedding",
     "NTKScalingRotaryEmbedding",
     "YaRNScalingRotaryEmbedding",
+    "DeepseekScalingRotaryEmbedding",
 )
 
 
@@ -83,14 +84,27 @@ class AscendSiluAndMul(SiluAndMul):
 
 
 def _rotary_forward(
-    self: Any, positions: Tensor, query: Tensor, key: Tensor | None = None
+    self: Any, positions: Tensor, query: Tensor, key: Tensor | None = None, *rest: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Turn query and key in one launch; with no key, as vLLM does it."""
-    if key is None or query.dim() != 2 or positions.dim() != 1:
-        turned: tuple[Tensor, Tensor | None] = self.forward_native(positions, query, key)
+    """Turn query and key in one launch; with no key, or with offsets, as vLLM does it.
+
+    Both are rows of heads, or ``[tokens, heads, head_size]``: parts of wider heads, as latent
+    attention (MLA) turns them, which are copied first.
+    """
+    plain = query.dim() in (2, 3) and positions.dim() == 1
+    if key is None or not plain or any(each is not None for each in rest):
+        turned: tuple[Tensor, Tensor | None] = self.forward_native(positions, query, key, *rest)
         return turned
     cache = self._match_cos_sin_cache_dtype(query)
-    return elementwise.rotary(positions, query, key, cache, self.head_size, neox=self.is_neox_style)
+    found = elementwise.rotary(
+        positions,
+        query.reshape(query.shape[0], -1),
+        key.reshape(key.shape[0], -1),
+        cache,
+        self.head_size,
+        neox=self.is_neox_style,
+    )
+    return found[0].view(query.shape), found[1].view(key.shape)
 
 
 _registered = False
@@ -105,6 +119,6 @@ def register_layers() -> None:
     SiluAndMul.register_oot(AscendSiluAndMul)
     for name in ROTARY_CLASSES:
         base: Any = getattr(rotary_embedding, name, None)
-        if base is not None and issubclass(base, RotaryEmbedding):
+        if base is not None and issubclass(base, RotaryEmbeddingBase):
             members = {"forward_oot": _rotary_forward, "__module__": __name__}
             base.register_oot(type(f"Ascend{name}", (base,), members))

@@ -105,8 +105,7 @@ def paged_attention(
     checks.check_tokens("query", query, told.head_dim)
     checks.check_tokens("out", out, told.head_dim)
     checks.check_channel_scales(channel_scales, quantisation, told.num_kv_heads, told.head_dim)
-    blocks = plane_blocks(block_table)
-    batch = _batch(query_start_loc, seq_lens, block_table, blocks, causal)
+    batch = _batch(query_start_loc, seq_lens, block_table, plane_blocks(block_table), causal)
     tokens = batch.query_ends[-1] if batch.query_ends else 0
     if tokens == 0:
         return

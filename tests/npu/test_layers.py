@@ -106,6 +106,39 @@ def test_weights_in_nz_order_mean_the_same(bias: bool, device: torch.device) -> 
     torch.testing.assert_close(got.cpu().float(), want, atol=0.1, rtol=2e-2)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_rotary_takes_parts_of_heads(scaled: bool, device: torch.device) -> None:
+    """As latent attention has them: beside what is not turned; nothing there is written."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers import rotary_embedding as layers
+
+    from ascend_plugin.worker.npu_layers import _rotary_forward
+
+    torch.manual_seed(4)
+    with set_current_vllm_config(VllmConfig()):
+        sizes = (64, 64, 128, 10000.0, False)
+        if scaled:
+            turn = layers.DeepseekScalingRotaryEmbedding(*sizes, 4.0, torch.bfloat16, mscale=0.7)
+        else:
+            turn = layers.RotaryEmbedding(*sizes, torch.bfloat16)
+    positions = torch.randint(0, 128, (9,))
+    query = torch.randn(9, 4, 192).to(torch.bfloat16)
+    latents = torch.randn(9, 576).to(torch.bfloat16)
+    parts = query[..., 128:], latents[:, None, 512:]
+    want = turn.forward_native(positions, *parts)
+    on_device = query.to(device), latents.to(device)
+    got = _rotary_forward(
+        turn.to(device),
+        positions.to(device),
+        on_device[0][..., 128:],
+        on_device[1][:, None, 512:],
+    )
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.shape == theirs.shape
+        torch.testing.assert_close(mine.cpu(), theirs, atol=3e-2, rtol=2e-2)
+    assert torch.equal(on_device[0].cpu(), query)
+
+
 @pytest.mark.parametrize("shape", [(90, 64), (16,)], ids=str)
 def test_weights_that_are_no_fractals_stay(shape: tuple[int, ...], device: torch.device) -> None:
     from ascend_plugin.ops.npu import linear

@@ -36,6 +36,9 @@ _SHAPE = {
     "initializer_range": 0.12,
 }
 
+#: DeepSeek's own sizes of latents and rotary parts, which are what the NPU's fused attention reads.
+NPU_LATENTS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
+
 #: Settings that set a version of the architecture apart.
 _VERSIONS: dict[str, dict[str, Any]] = {
     "v3": {

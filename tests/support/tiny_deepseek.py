@@ -88,22 +88,6 @@ def draw(model: Any) -> None:
             torch.nn.init.normal_(parameter, std=1.2 * parameter.shape[-1] ** -0.5)
 
 
-def write_with_scales(path: Path, source: str, scale: float) -> str:
-    """Copy a model and add ModelSlim's scales of latents."""
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(source, path)
-    file = path / "model.safetensors"
-    weights = load_file(file)
-    for layer in range(2):
-        prefix = f"model.layers.{layer}.self_attn.fa_"
-        for part in "qkv":
-            weights[f"{prefix}{part}.scale"] = torch.full((1, 1), scale)
-            weights[f"{prefix}{part}.offset"] = torch.zeros(1, 1)
-    save_file(weights, file, {"format": "pt"})
-    return str(path)
-
-
 def _config(version: str, changes: dict[str, Any]) -> Any:
     from transformers import DeepseekV2Config, DeepseekV3Config
 

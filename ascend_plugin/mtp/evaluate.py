@@ -58,7 +58,7 @@ class EvalResult:
         different: prompts whose text differs from that without speculation: near-ties.
         decode: tokens per second by batch size, median of the rounds: with, without.
         speedup_b1, speedup_b8: median over rounds of the ratio; None: not timed.
-        speculation: how the engine drafted, by default; see ``spec_decode.prepare.describe``.
+        speculation: how the timed engine drafted, by default; see ``spec_decode.prepare.describe``.
     """
 
     acceptance: list[float]
@@ -105,25 +105,30 @@ def check_model(model: Path) -> None:
 
 
 def evaluate(request: EvalRequest, report: Progress) -> EvalResult:
-    """Serve the prompts with and without speculation, in two processes that take turns.
+    """Count accepted drafts, then time engines with and without drafts, which take turns.
+
+    Drafts are counted where every step makes them, which tells about the layer; the engine that is
+    timed drafts as it does by default.
 
     Raises:
         MTPError: an engine ended.
     """
     check_model(request.model)
-    report("starting vLLM twice", 0, 1)
     speculation = {"method": "mtp", "num_speculative_tokens": request.drafts}
+    all_prompts = _batch(request, request.prompts, _TOGETHER)
+    report("with drafts in every step, all prompts", 0, 1)
+    with Worker("eval_worker", request.threads, _settings(request, speculation, False)) as always:
+        found = always.ask(all_prompts)
+    report("starting vLLM twice", 0, 1)
     with (
         Worker("eval_worker", request.threads, _settings(request, None)) as without,
         Worker("eval_worker", request.threads, _settings(request, speculation)) as with_,
     ):
-        all_prompts = _batch(request, request.prompts, _TOGETHER)
-        report("with drafts, all prompts", 0, 1)
-        found = with_.ask(all_prompts)
         report("without drafts, all prompts", 0, 1)
         plain = without.ask(all_prompts)
         different = sum(a != b for a, b in zip(found["tokens"], plain["tokens"], strict=True))
         speeds = _race(request, with_, without, report)
+        described = with_.ask(_batch(request, request.prompts[:1], 1))["speculation"]
     counters = found["counters"]
     proposals = int(counters["drafts"])
     if not proposals:
@@ -143,11 +148,17 @@ def evaluate(request: EvalRequest, report: Progress) -> EvalResult:
         {str(size): _medians(rounds) for size, rounds in speeds.items()},
         medians.get(1),
         medians.get(8),
-        found["speculation"],
+        described,
     )
 
 
-def _settings(request: EvalRequest, speculation: dict[str, Any] | None) -> dict[str, Any]:
+def _settings(
+    request: EvalRequest, speculation: dict[str, Any] | None, adaptive: bool | None = None
+) -> dict[str, Any]:
+    """Return arguments of an engine; ``adaptive`` None: as it is by default."""
+    more: dict[str, Any] = {"speculative_config": speculation} if speculation else {}
+    if adaptive is not None:
+        more["additional_config"] = {"speculation": {"adaptive": adaptive}}
     longest = max(len(prompt) for prompt in request.prompts)
     return {
         "model": str(request.model),
@@ -161,7 +172,7 @@ def _settings(request: EvalRequest, speculation: dict[str, Any] | None) -> dict[
         "skip_tokenizer_init": True,
         "disable_log_stats": False,
         "seed": 0,
-    } | ({"speculative_config": speculation} if speculation else {})
+    } | more
 
 
 def _batch(request: EvalRequest, prompts: Sequence[list[int]], size: int) -> dict[str, Any]:

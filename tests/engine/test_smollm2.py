@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from engines import Answer, EngineProcess, assert_same, first_differences
 from prompts import TEXTS
+
+from ascend_plugin.mtp.checkpoint import attach
 
 pytestmark = [pytest.mark.engine, pytest.mark.model]
 
@@ -46,6 +49,28 @@ def test_float32_with_speculation(plugin: EngineProcess, smollm2: str, exact: An
     answer = plugin.run(engine, RUN)
     assert answer.metrics["vllm:spec_decode_num_accepted_tokens"] > 20
     assert_same(exact.outputs(), answer.outputs())
+
+
+@pytest.fixture(scope="module")
+def with_layer(smollm2: str, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The model joined with the draft layer that is part of the repository."""
+    layer = repository / "configs" / "mtp" / "smollm2-135m" / "layer.safetensors"
+    folder = tmp_path_factory.mktemp("mtp") / "smollm2"
+    attach(Path(smollm2), layer, folder)
+    return str(folder)
+
+
+def test_float32_with_its_draft_layer(
+    plugin: EngineProcess, with_layer: str, exact: Answer
+) -> None:
+    """The same tokens; of the first drafts about half are right, as the layer's card says."""
+    mtp = {"method": "mtp", "num_speculative_tokens": 2}
+    settings = {"speculation": {"adaptive": False}}
+    engine = _settings(with_layer, "float32", speculative_config=mtp, additional_config=settings)
+    answer = plugin.run(engine, RUN)
+    assert_same(exact.outputs(), answer.outputs())
+    drafts = answer.metrics["vllm:spec_decode_num_drafts"]
+    assert answer.metrics["vllm:spec_decode_num_accepted_tokens"] > 0.5 * drafts
 
 
 @pytest.mark.parametrize("change", [{}, {"block_size": 16}], ids=str)

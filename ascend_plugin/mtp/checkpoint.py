@@ -214,12 +214,12 @@ def _write(
 def mimo_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a base's configuration as that of a MiMo model with one draft layer.
 
-    transformers knows no MiMo: the type is Qwen2's, and vLLM goes by the architecture.
+    vLLM goes by the architecture. The type stays the base's: transformers, which knows no MiMo,
+    chooses the tokenizer by it, and Qwen2's splits text in its own way whatever the files say.
     """
     return {
         **config,
         "architectures": ["MiMoForCausalLM"],
-        "model_type": "qwen2",
         "num_nextn_predict_layers": 1,
         "attention_bias": True,
         "use_sliding_window": False,

@@ -68,7 +68,7 @@ def test_bytes_of_attention_are_those_of_its_tokens() -> None:
     given = {
         "query": query,
         "keys": [pages],
-        "values": [pages],
+        "values": [pages.clone()],  # one tensor for both would be latents, which are read once
         "actual_seq_lengths": [1, 2],
         "actual_seq_lengths_kv": [20, 5],
         "block_table": torch.zeros(2, 2, dtype=torch.int32),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import ascend_plugin.ops.sim.operators  # noqa: F401  fills the table
 from ascend_plugin.ops.sim.arguments import FractalTensor
 from ascend_plugin.ops.sim.table import OPERATORS
 from ascend_plugin.ops.sim.trace import Trace, describe, size, traffic

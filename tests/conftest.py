@@ -50,6 +50,19 @@ hypothesis.settings.load_profile("ascend_plugin")
 if importlib.util.find_spec("torch_npu") is None:
     collect_ignore = ["npu", "sim"]
 
+
+@pytest.fixture(autouse=True)
+def _log_level_stays() -> Iterator[None]:
+    """Put back what the commands set for their process: later engines of the tests inherit it."""
+    name = "VLLM_LOGGING_LEVEL"
+    before = os.environ.get(name)
+    yield
+    if before is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = before
+
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

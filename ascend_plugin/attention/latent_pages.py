@@ -9,7 +9,7 @@ Source of the interface: ``vllm/model_executor/layers/attention/mla_attention.py
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import torch
 from vllm.v1.attention.backend import (
@@ -33,6 +33,29 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import AttentionSpec
 
 MetadataT = TypeVar("MetadataT", bound=AttentionMetadata)
+
+
+class AllDecodes:
+    """What vLLM's MLA layer reads of a batch, beside the number of sequences.
+
+    It sends "decodes" to ``forward_mqa``: these are all tokens. Metadata of a device inherit it.
+    """
+
+    __slots__ = ()
+
+    num_actual_tokens: int
+    num_prefills: ClassVar[int] = 0
+    prefill: ClassVar[None] = None
+
+    @property
+    def num_decode_tokens(self) -> int:
+        """Every token that is not padding."""
+        return self.num_actual_tokens
+
+    @property
+    def decode(self) -> Self:
+        """The layer asserts that there is something."""
+        return self
 
 
 class LatentPageBackend(AttentionBackend):

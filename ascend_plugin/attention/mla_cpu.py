@@ -14,7 +14,7 @@ from ascend_plugin.ops.mla_attention import mla_attention
 from ascend_plugin.ops.mla_cache_write import mla_cache_write
 
 from .cpu import AscendCPUMetadata, AscendCPUMetadataBuilder
-from .latent_pages import LatentAttentionImpl, LatentPageBackend
+from .latent_pages import AllDecodes, LatentAttentionImpl, LatentPageBackend
 
 if TYPE_CHECKING:
     from vllm.v1.attention.backend import AttentionLayer, CommonAttentionMetadata
@@ -49,21 +49,10 @@ class AscendCPUMLABackend(LatentPageBackend):
 
 
 @dataclass(slots=True)
-class AscendCPUMLAMetadata(AscendCPUMetadata):
-    """One batch, as the operators take it, with what vLLM's MLA layer reads.
-
-    The layer sends "decodes" to ``forward_mqa``: these are all tokens.
-    """
+class AscendCPUMLAMetadata(AllDecodes, AscendCPUMetadata):
+    """One batch, as the operators take it, with what vLLM's MLA layer reads."""
 
     num_decodes: int = 0
-    num_decode_tokens: int = 0
-    num_prefills: int = 0
-    prefill: None = None
-
-    @property
-    def decode(self) -> AscendCPUMLAMetadata:
-        """The layer asserts that there is something."""
-        return self
 
 
 class AscendCPUMLAMetadataBuilder(AscendCPUMetadataBuilder):
@@ -84,7 +73,6 @@ class AscendCPUMLAMetadataBuilder(AscendCPUMetadataBuilder):
             block_table=plain.block_table,
             causal=plain.causal,
             num_decodes=common_attn_metadata.num_reqs,
-            num_decode_tokens=plain.num_actual_tokens,
         )
 
 

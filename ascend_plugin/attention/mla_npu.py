@@ -18,7 +18,7 @@ from ascend_plugin.ops.npu.device import npu
 from ascend_plugin.ops.npu.latent_planes import LatentPlanes, page_latents
 from ascend_plugin.ops.page_layout import Arrangement
 
-from .latent_pages import LatentAttentionImpl, LatentPageBackend
+from .latent_pages import AllDecodes, LatentAttentionImpl, LatentPageBackend
 from .npu import BLOCK_SIZE
 from .npu_metadata import AscendNPUMetadata, AscendNPUMetadataBuilder
 
@@ -61,21 +61,10 @@ class AscendNPUMLABackend(LatentPageBackend):
 
 
 @dataclass(slots=True)
-class AscendNPUMLAMetadata(AscendNPUMetadata):
-    """One batch, as the operators take it, with what vLLM's MLA layer reads.
-
-    The layer sends "decodes" to ``forward_mqa``: these are all tokens.
-    """
+class AscendNPUMLAMetadata(AllDecodes, AscendNPUMetadata):
+    """One batch, as the operators take it, with what vLLM's MLA layer reads."""
 
     num_decodes: int = 0
-    num_decode_tokens: int = 0
-    num_prefills: int = 0
-    prefill: None = None
-
-    @property
-    def decode(self) -> AscendNPUMLAMetadata:
-        """The layer asserts that there is something."""
-        return self
 
 
 class AscendNPUMLAMetadataBuilder(AscendNPUMetadataBuilder):
@@ -106,7 +95,6 @@ class AscendNPUMLAMetadataBuilder(AscendNPUMetadataBuilder):
             plain.batch,
             plain.slots,
             num_decodes=common_attn_metadata.num_reqs,
-            num_decode_tokens=plain.num_actual_tokens,
         )
 
     def _slots_of(self, slot_mapping: torch.Tensor) -> write.Slots:

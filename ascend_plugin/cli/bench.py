@@ -16,7 +16,7 @@ from ascend_plugin.bench.attention import cases
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.linear import cases as linear_cases
 from ascend_plugin.bench.npu_cost.settings import DEFAULT_ACCEPTANCE
-from ascend_plugin.bench.settings import Settings as AttentionSettings
+from ascend_plugin.bench.settings import Settings as OperatorSettings
 from ascend_plugin.cli import bench_options as options
 from ascend_plugin.cli.output import clean_stdout, progress, remark, table_console, write_json
 
@@ -61,7 +61,7 @@ def attention(
         phase or (), variant or (), batch or (), context or (), new_tokens, geometry
     )
     cpus = machine.available_cpus() if threads is None else threads
-    settings = AttentionSettings(cpus, seconds, implementation, isa)
+    settings = OperatorSettings(cpus, seconds, implementation, isa)
     if plot:
         check_plot_path(plot)
     _measure_operators("attention", wanted, settings, as_json, plot)
@@ -88,7 +88,7 @@ def linear(
 
     wanted = linear_cases.make_cases(scheme or (), shape or (), rows or (), group)
     cpus = machine.available_cpus() if threads is None else threads
-    settings = AttentionSettings(cpus, seconds, implementation, isa)
+    settings = OperatorSettings(cpus, seconds, implementation, isa)
     if plot:
         check_plot_path(plot)
     _measure_operators("linear", wanted, settings, as_json, plot)
@@ -118,7 +118,7 @@ def mla(
     shape |= {"rotary_dim": rotary_dim, "block_size": block_size}
     wanted = make_cases(variant or ("bf16",), batch or (1, 8), context or (8192,), shape)
     cpus = machine.available_cpus() if threads is None else threads
-    settings = AttentionSettings(cpus, seconds)
+    settings = OperatorSettings(cpus, seconds)
     _measure_operators("mla", wanted, settings, as_json)
 
 
@@ -184,7 +184,7 @@ def npu_cost(
 def _measure_operators(
     kind: str,
     wanted: Sequence[object],
-    settings: AttentionSettings,
+    settings: OperatorSettings,
     as_json: bool,
     plot: Path | None = None,
 ) -> None:

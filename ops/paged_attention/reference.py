@@ -72,25 +72,25 @@ def paged_attention(
     scores = Scores(scale, causal, window, soft_cap, alibi_slopes, sinks)
     attended = []  # kept until every block id is known to be good
     for i, (start, stop) in enumerate(pairwise(query_start_loc.tolist())):
-        length, rows, count = int(seq_lens[i]), slice(start, stop), stop - start
+        length, count = int(seq_lens[i]), stop - start
         if count <= 0:
             continue
-        # Tokens before the first row's window are never read: their blocks may be freed.
+        # Tokens before the first row's window are not read: their blocks may be freed.
         first = max(0, length - count - window + 1) if window else 0
         blocks = used_blocks(pages, block_table[i], layout.block_size, first, length)
         values = block_values(pages[blocks], layout, channel_scales, compute_dtype)
         key, value = (_tokens(v, first % layout.block_size, length - first) for v in values)
         result = _attend(
-            query[rows].to(compute_dtype),
+            query[start:stop].to(compute_dtype),
             key,
             value,
             torch.arange(length - count, length),
             torch.arange(first, max(length, first)),
             scores,
         )
-        attended.append((rows, result.to(out.dtype)))
-    for rows, result in attended:
-        out[rows] = result
+        attended.append((start, stop, result.to(out.dtype)))
+    for start, stop, result in attended:
+        out[start:stop] = result
 
 
 def _tokens(plane: torch.Tensor, skip: int, count: int) -> torch.Tensor:

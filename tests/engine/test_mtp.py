@@ -11,7 +11,19 @@ from byte_tokenizer import write_tokenizer
 from eagle import write_eagle
 from engines import EngineProcess, Output, assert_same, first_differences
 from int8_engines import Int8Models
-from mtp_cases import BFLOAT16_TIE, LONGEST, MIMO, PROMPTS, RUN, TOKENS, counted, cut, expected, mtp
+from mtp_cases import (
+    LONGEST,
+    MIMO,
+    PROMPTS,
+    RUN,
+    TOKENS,
+    accepted_share,
+    check_bfloat16,
+    counted,
+    cut,
+    expected,
+    mtp,
+)
 from offline_mtp import OfflineMTP
 from prompts import tokens
 from tiny_engines import TinyModels, settings
@@ -129,24 +141,14 @@ def test_int8(plugin: EngineProcess, int8: Int8Models, variant: str, count: int)
     assert answer.made_of["dtypes"] == ["torch.int8"]
     assert answer.counters["c8d"][0] > 0, "the draft layer wrote no pages"
     assert answer.metrics["vllm:num_preemptions"] > 2
-    accepted = answer.metrics["vllm:spec_decode_num_accepted_tokens"]
-    assert accepted / answer.metrics["vllm:spec_decode_num_drafts"] > 0.15
+    assert accepted_share(answer) > 0.15
     for i in range(len(RUNS)):
         for difference in first_differences(plain.outputs(i), answer.outputs(i)):
             assert difference.margin < NEAR_TIE, difference
 
 
 def test_bfloat16(plugin: EngineProcess, model: str) -> None:
-    """Several tokens in a step are added up otherwise than one: near ties may be decided anew."""
-    half = {"dtype": "bfloat16", "block_size": 16}
-    plain = plugin.run(settings(model) | half, RUN)
-    answer = plugin.run(settings(model) | half | mtp(3), RUN)
-    drafts = answer.runs[0]["drafts"]
-    assert drafts["accepted_tokens"] > 0.5 * drafts["drafts"]
-    differences = first_differences(plain.outputs(), answer.outputs())
-    assert len(differences) < len(PROMPTS) / 2
-    for difference in differences:
-        assert difference.margin < BFLOAT16_TIE, difference
+    check_bfloat16(plugin, model)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import operator
 from functools import reduce
 from typing import Any
 
-from engines import Output
+from engines import Answer, EngineProcess, Output, first_differences
 from offline_mtp import Counts, OfflineDrafts
 from prompts import mixed_prompts
+from tiny_engines import settings
 
 MIMO = {"architecture": "mimo", "hidden": 256, "heads": 4, "kv_heads": 2}
 #: Longest proposal, and so many more tokens than are compared are generated without speculation.
@@ -48,6 +49,25 @@ def expected(
         for prompt, output in zip(run["prompts"], greedy, strict=True)
     ]
     return reduce(operator.add, walks)
+
+
+def accepted_share(answer: Answer) -> float:
+    """Return accepted drafts per proposal of a job."""
+    accepted = answer.metrics["vllm:spec_decode_num_accepted_tokens"]
+    return accepted / answer.metrics["vllm:spec_decode_num_drafts"]
+
+
+def check_bfloat16(plugin: EngineProcess, model: str) -> None:
+    """Several tokens in a step are added up otherwise than one: near ties may be decided anew."""
+    half = {"dtype": "bfloat16", "block_size": 16}
+    plain = plugin.run(settings(model) | half, RUN)
+    answer = plugin.run(settings(model) | half | mtp(3), RUN)
+    drafts = answer.runs[0]["drafts"]
+    assert drafts["accepted_tokens"] > 0.5 * drafts["drafts"]
+    differences = first_differences(plain.outputs(), answer.outputs())
+    assert len(differences) < len(PROMPTS) / 2
+    for difference in differences:
+        assert difference.margin < BFLOAT16_TIE, difference
 
 
 def counted(run: dict[str, Any], count: int) -> Counts:

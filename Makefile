@@ -41,12 +41,13 @@ serve: python ## install, fetch the small model, serve it and print a curl line
 
 test: lint ## install the test tools, lint, fetch the small model, and run every test
 	@$(BIN)/ascend-plugin model smollm2 models/smollm2
-	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
-	@rm -f .coverage .coverage.*
-	@$(BIN)/ascend-plugin sim run -- \
-	  $(BIN)/coverage run -m pytest -n $(WORKERS) $(SIM_PYTEST_ARGS) tests/sim tests/npu
-	@$(BIN)/coverage combine -q
-	@$(BIN)/python tools/npu_call_sites.py
+	@failed=0; \
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS) || failed=1; \
+	rm -f .coverage .coverage.*; \
+	$(BIN)/ascend-plugin sim run -- \
+	  $(BIN)/coverage run -m pytest -n $(WORKERS) $(SIM_PYTEST_ARGS) tests/sim tests/npu || failed=1; \
+	$(BIN)/coverage combine -q && $(BIN)/python tools/npu_call_sites.py || failed=1; \
+	exit $$failed
 
 # Not in CI: hours, gigabytes of environments. Safe to repeat; what is made is kept.
 checkpoints: python ## quantise SmolLM2 with every tool, test the checkpoints and judge them

@@ -51,16 +51,20 @@ if importlib.util.find_spec("torch_npu") is None:
     collect_ignore = ["npu", "sim"]
 
 
+#: What commands and the set-up of engines leave in the environment for processes that they start.
+_LEFT_BEHIND = ("VLLM_LOGGING_LEVEL", "ASCEND_PLUGIN_METRICS")
+
+
 @pytest.fixture(autouse=True)
-def _log_level_stays() -> Iterator[None]:
-    """Put back what the commands set for their process: later engines of the tests inherit it."""
-    name = "VLLM_LOGGING_LEVEL"
-    before = os.environ.get(name)
+def _environment_stays() -> Iterator[None]:
+    """Put back variables that the tested code sets: later engines of the tests inherit them."""
+    before = {name: os.environ.get(name) for name in _LEFT_BEHIND}
     yield
-    if before is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = before
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -10,6 +10,7 @@ import torch
 from processes import run_python
 
 from ascend_plugin.kv_cache.scales import LayerScales, save_kv_scales
+from ascend_plugin.metrics_folder import FOLDER_VARIABLE
 from ascend_plugin.model.tiny import write_tiny_llama
 
 #: Configures engines one after the other; prints a JSON list of cache types or errors.
@@ -32,7 +33,9 @@ print("RESULTS" + json.dumps([told, metrics, folder, os.path.isdir(folder)]))
 
 
 def _configure(engines: list[dict[str, Any]]) -> tuple[list[str], str, str, bool]:
-    done = run_python(CONFIGURE, json.dumps(engines), env={"HF_HUB_OFFLINE": "1"})
+    # Empty: an engine of another test in this process may have made a folder, which is not ours.
+    env = {"HF_HUB_OFFLINE": "1", FOLDER_VARIABLE: ""}
+    done = run_python(CONFIGURE, json.dumps(engines), env=env)
     assert done.returncode == 0, done.stderr
     return tuple(json.loads(done.stdout.rpartition("RESULTS")[2]))
 

@@ -1,6 +1,6 @@
 #include "ascend_cpu.h"
 
-void ascend_cpu_abi(int64_t out[10]) {
+void ascend_cpu_abi(int64_t out[14]) {
   out[0] = ASCEND_CPU_ABI_VERSION;
   out[1] = sizeof(ascend_attention_args);
   out[2] = sizeof(ascend_write_args);
@@ -11,6 +11,10 @@ void ascend_cpu_abi(int64_t out[10]) {
   out[7] = sizeof(ascend_mla_args);
   out[8] = sizeof(ascend_mla_write_args);
   out[9] = sizeof(ascend_add_rms_norm_args);
+  out[10] = sizeof(ascend_dense_args);
+  out[11] = sizeof(ascend_rotary_args);
+  out[12] = sizeof(ascend_elementwise_args);
+  out[13] = sizeof(ascend_embedding_args);
 }
 
 // Set by ops/native/build.py.

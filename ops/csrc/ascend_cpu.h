@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define ASCEND_CPU_ABI_VERSION 5
+#define ASCEND_CPU_ABI_VERSION 6
 #define ASCEND_API __attribute__((visibility("default")))
 
 enum ascend_dtype {
@@ -256,10 +256,10 @@ typedef struct ascend_mla_write_args {
   int32_t num_threads;
 } ascend_mla_write_args;
 
-// residual += x, out = sum / rms(sum) * weight (ops/add_rms_norm).
+// residual += x, out = sum / rms(sum) * weight (ops/add_rms_norm); without a residual, of x alone.
 typedef struct ascend_add_rms_norm_args {
   const void *x;            // [m, k], rows contiguous
-  void *residual;           // [m, k], rows contiguous; becomes the sum
+  void *residual;           // [m, k], rows contiguous; becomes the sum; or null
   const void *weight;       // [k]
   void *out;                // [m, k] contiguous
   int64_t x_stride;         // elements
@@ -271,10 +271,92 @@ typedef struct ascend_add_rms_norm_args {
   int32_t num_threads;
 } ascend_add_rms_norm_args;
 
+// out = x times the transpose of weights, and bias: for few rows (ops/dense_matmul).
+typedef struct ascend_dense_args {
+  const void *x;        // [m, k], rows contiguous
+  const void *weights;  // [n, k], rows contiguous
+  const void *bias;     // [n] or null
+  void *out;            // [m, n], rows contiguous
+  int64_t x_stride;     // elements
+  int64_t weight_stride;
+  int64_t out_stride;
+  int32_t m;
+  int32_t n;
+  int32_t k;
+  int32_t dtype;  // ascend_dtype of all
+  int32_t num_threads;
+} ascend_dense_args;
+
+// Rotary position embedding in place. A row of the table holds rotary_dim / 2 cosines, then as many
+// sines.
+typedef struct ascend_rotary_args {
+  const int64_t *positions;    // [m], in [0, table_rows)
+  void *query;                 // [m, query_heads, >= rotary_dim], last dimension contiguous
+  void *key;                   // [m, key_heads, >= rotary_dim], likewise; or null
+  const void *table;           // [table_rows, rotary_dim]
+  int64_t query_token_stride;  // elements
+  int64_t query_head_stride;
+  int64_t key_token_stride;
+  int64_t key_head_stride;
+  int64_t table_stride;
+  int64_t table_rows;
+  int64_t m;
+  int32_t query_heads;
+  int32_t key_heads;
+  int32_t rotary_dim;  // even
+  int32_t halves;      // 1: element i turns with i + rotary_dim / 2 (NeoX); 0: 2 i with 2 i + 1
+  int32_t dtype;       // ascend_dtype of query, key and table
+  int32_t num_threads;
+} ascend_rotary_args;
+
+enum ascend_elementwise {
+  ASCEND_COPY = 0,
+  ASCEND_SILU = 1,
+  ASCEND_GELU = 2,       // by the error function
+  ASCEND_GELU_TANH = 3,  // by the hyperbolic tangent
+  ASCEND_ADD = 4,
+  ASCEND_MULTIPLY = 5,
+};
+
+// out = f(x) or f(x, y), row by row; in float, rounded once.
+typedef struct ascend_elementwise_args {
+  const void *x;     // [m, k], rows contiguous
+  const void *y;     // [m, k], likewise; null for functions of one argument
+  void *out;         // [m, k], likewise; may be x or y
+  int64_t x_stride;  // elements
+  int64_t y_stride;
+  int64_t out_stride;
+  int64_t m;
+  int64_t k;
+  int32_t operation;  // ascend_elementwise
+  int32_t dtype;      // ascend_dtype of all
+  int32_t num_threads;
+} ascend_elementwise_args;
+
+// out[i] = table[ids[i]].
+typedef struct ascend_embedding_args {
+  const void *ids;       // [m]
+  const void *table;     // [table_rows, k], rows contiguous
+  void *out;             // [m, k] contiguous
+  int64_t table_stride;  // bytes
+  int64_t table_rows;
+  int64_t m;
+  int64_t row_bytes;
+  int32_t id_bytes;  // 4 or 8
+  int32_t num_threads;
+} ascend_embedding_args;
+
+// One call of a recorded sequence: the number of its function in ascend_cpu_run_steps, and its
+// arguments.
+typedef struct ascend_step {
+  int64_t function;
+  const void *args;
+} ascend_step;
+
 // Version and struct sizes, for the loader: out[0] version, then sizeof of the argument structs of
-// attention, write, linear, int8 linear, quantise, hadamard, latent attention, latent write and
-// norm.
-ASCEND_API void ascend_cpu_abi(int64_t out[10]);
+// attention, write, linear, int8 linear, quantise, hadamard, latent attention, latent write, norm,
+// dense, rotary, elementwise and embedding: the functions that steps may name, from 0.
+ASCEND_API void ascend_cpu_abi(int64_t out[14]);
 // Hash of the sources that this library was compiled from (ops/native/build.py).
 ASCEND_API const char *ascend_cpu_sources(void);
 // 1 when this machine can run this library's instruction set.
@@ -288,6 +370,13 @@ ASCEND_API int ascend_cpu_hadamard(const ascend_hadamard_args *args);
 ASCEND_API int ascend_cpu_mla_attention(const ascend_mla_args *args);
 ASCEND_API int ascend_cpu_mla_write(const ascend_mla_write_args *args);
 ASCEND_API int ascend_cpu_add_rms_norm(const ascend_add_rms_norm_args *args);
+ASCEND_API int ascend_cpu_dense(const ascend_dense_args *args);
+ASCEND_API int ascend_cpu_rotary(const ascend_rotary_args *args);
+ASCEND_API int ascend_cpu_elementwise(const ascend_elementwise_args *args);
+ASCEND_API int ascend_cpu_embedding(const ascend_embedding_args *args);
+// Calls one function after the other. Ends at the first that does not return ASCEND_OK, returns
+// what that one returned, and leaves its index in *stopped.
+ASCEND_API int ascend_cpu_run_steps(const ascend_step *steps, int64_t count, int64_t *stopped);
 
 #ifdef __cplusplus
 }

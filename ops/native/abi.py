@@ -10,7 +10,7 @@ import ctypes
 import struct
 from enum import IntEnum
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 
 class Dtype(IntEnum):
@@ -273,6 +273,94 @@ class AddRmsNormArgs(ctypes.Structure):
     ]
 
 
+class DenseArgs(ctypes.Structure):
+    """``ascend_dense_args``: few rows times weights."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("weight_stride", ctypes.c_int64),
+        ("out_stride", ctypes.c_int64),
+        ("m", ctypes.c_int32),
+        ("n", ctypes.c_int32),
+        ("k", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
+class RotaryArgs(ctypes.Structure):
+    """``ascend_rotary_args``: rotary position embedding in place."""
+
+    _fields_ = [
+        ("positions", ctypes.c_void_p),
+        ("query", ctypes.c_void_p),
+        ("key", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+        ("query_token_stride", ctypes.c_int64),
+        ("query_head_stride", ctypes.c_int64),
+        ("key_token_stride", ctypes.c_int64),
+        ("key_head_stride", ctypes.c_int64),
+        ("table_stride", ctypes.c_int64),
+        ("table_rows", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("query_heads", ctypes.c_int32),
+        ("key_heads", ctypes.c_int32),
+        ("rotary_dim", ctypes.c_int32),
+        ("halves", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
+class Elementwise(IntEnum):
+    """Functions of one or two arguments (``ascend_elementwise``)."""
+
+    COPY = 0
+    SILU = 1
+    GELU = 2
+    GELU_TANH = 3
+    ADD = 4
+    MULTIPLY = 5
+
+
+class ElementwiseArgs(ctypes.Structure):
+    """``ascend_elementwise_args``: a function of rows."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("y_stride", ctypes.c_int64),
+        ("out_stride", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("operation", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
+class EmbeddingArgs(ctypes.Structure):
+    """``ascend_embedding_args``: rows of a table."""
+
+    _fields_ = [
+        ("ids", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("table_stride", ctypes.c_int64),
+        ("table_rows", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("row_bytes", ctypes.c_int64),
+        ("id_bytes", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
 _FORMATS: dict[type, str] = {
     ctypes.c_void_p: "P",
     ctypes.c_int64: "q",
@@ -301,6 +389,10 @@ pack_hadamard_args = struct.Struct(_format(HadamardArgs) + "0q").pack
 pack_mla_args = struct.Struct(_format(MlaArgs) + "0q").pack
 pack_add_rms_norm_args = struct.Struct(_format(AddRmsNormArgs) + "0q").pack
 pack_mla_write_args = struct.Struct(_format(MlaWriteArgs) + "0q").pack
+pack_dense_args = struct.Struct(_format(DenseArgs) + "0q").pack
+pack_rotary_args = struct.Struct(_format(RotaryArgs) + "0q").pack
+pack_elementwise_args = struct.Struct(_format(ElementwiseArgs) + "0q").pack
+pack_embedding_args = struct.Struct(_format(EmbeddingArgs) + "0q").pack
 
 #: Argument structs in the order in which ``ascend_cpu_abi`` tells their sizes.
 _STRUCTS: tuple[type[ctypes.Structure], ...] = (
@@ -313,6 +405,10 @@ _STRUCTS: tuple[type[ctypes.Structure], ...] = (
     MlaArgs,
     MlaWriteArgs,
     AddRmsNormArgs,
+    DenseArgs,
+    RotaryArgs,
+    ElementwiseArgs,
+    EmbeddingArgs,
 )
 
 

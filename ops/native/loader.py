@@ -26,6 +26,11 @@ _FUNCTIONS = {
     "mla_attention": "ascend_cpu_mla_attention",
     "mla_write": "ascend_cpu_mla_write",
     "add_rms_norm": "ascend_cpu_add_rms_norm",
+    "dense": "ascend_cpu_dense",
+    "rotary": "ascend_cpu_rotary",
+    "elementwise": "ascend_cpu_elementwise",
+    "embedding": "ascend_cpu_embedding",
+    "run_steps": "ascend_cpu_run_steps",
 }
 _REBUILD = "rebuild it: pip install -e . (or python -m ascend_plugin.ops.native)"
 
@@ -50,6 +55,11 @@ class NativeLibrary:
         mla_attention: ``ascend_cpu_mla_attention``; takes ``byref(MlaArgs)``.
         mla_write: ``ascend_cpu_mla_write``; takes ``byref(MlaWriteArgs)``.
         add_rms_norm: ``ascend_cpu_add_rms_norm``; takes ``byref(AddRmsNormArgs)``.
+        dense: ``ascend_cpu_dense``; takes ``byref(DenseArgs)``.
+        rotary: ``ascend_cpu_rotary``; takes ``byref(RotaryArgs)``.
+        elementwise: ``ascend_cpu_elementwise``; takes ``byref(ElementwiseArgs)``.
+        embedding: ``ascend_cpu_embedding``; takes ``byref(EmbeddingArgs)``.
+        run_steps: ``ascend_cpu_run_steps``; takes steps, their number and ``byref(c_int64)``.
     """
 
     isa: str
@@ -63,6 +73,11 @@ class NativeLibrary:
     mla_attention: Callable[[object], int]
     mla_write: Callable[[object], int]
     add_rms_norm: Callable[[object], int]
+    dense: Callable[[object], int]
+    rotary: Callable[[object], int]
+    elementwise: Callable[[object], int]
+    embedding: Callable[[object], int]
+    run_steps: Callable[[object, object, object], int]
 
 
 class IsaStatus(NamedTuple):

@@ -1,4 +1,4 @@
-"""Graph capture and replay (NPU); on the CPU torch.compile does this work instead."""
+"""Decode steps that are captured once and repeated: graphs of NPUs, native calls of CPUs."""
 
 if __name__ != "ascend_plugin.graph":
     raise ImportError(

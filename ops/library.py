@@ -12,6 +12,9 @@ NAMESPACE = "ascend_plugin"
 #: One fragment for the life of the process: dropping it would unregister the operators.
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
+#: CPU kernels by qualified name, for who must call them without the dispatcher.
+_cpu_kernels: dict[str, Callable[..., Any]] = {}
+
 #: Tensors without a subclass that would want to see the call (fake and functional ones do).
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
@@ -39,6 +42,7 @@ def register(
     qualified = f"{NAMESPACE}::{name}"
     _library.define(schema)
     _library.impl(name, cpu, "CPU")
+    _cpu_kernels[qualified] = cpu
     torch.library.register_fake(qualified, fake, lib=_library)
     packet = getattr(getattr(torch.ops, NAMESPACE), name)
     overload: torch._ops.OpOverload = packet.default
@@ -54,6 +58,15 @@ def implement(name: str, kernel: Callable[..., Any], dispatch_key: str) -> None:
         dispatch_key: such as ``PrivateUse1``, the key of devices out of torch's tree.
     """
     _library.impl(name, kernel, dispatch_key)
+
+
+def cpu_kernel(qualified: str) -> Callable[..., Any] | None:
+    """Return the CPU kernel of an operator such as ``ascend_plugin::add_rms_norm``, if it is ours.
+
+    A dispatch mode is off while torch calls it; who wants to see what a kernel does calls the
+    kernel itself, with the mode on.
+    """
+    return _cpu_kernels.get(qualified)
 
 
 def needs_dispatcher(tensor: torch.Tensor) -> bool:

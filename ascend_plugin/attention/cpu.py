@@ -5,6 +5,7 @@ Source of the interface: ``vllm/v1/attention/backend.py`` of vLLM 0.32.0.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -84,11 +85,24 @@ class AscendCPUMetadata:
     block_table: torch.Tensor
     causal: bool
 
+    def addresses(self) -> tuple[Hashable, ...]:
+        """Return all that a recorded step keeps of a batch."""
+        table = self.block_table
+        return (
+            self.num_actual_tokens,
+            self.causal,
+            self.query_start_loc.data_ptr(),
+            self.seq_lens.data_ptr(),
+            table.data_ptr(),
+            table.shape,
+            table.stride(),
+        )
+
 
 class AscendCPUMetadataBuilder(AttentionMetadataBuilder[AscendCPUMetadata]):
     """Pass vLLM's batch on; the kernels plan their work themselves."""
 
-    # There is no graph capture on a CPU: torch.compile does that work.
+    # Steps are recorded by the worker (worker/cpu_steps.py), not by vLLM's graphs of accelerators.
     _cudagraph_support: ClassVar[AttentionCGSupport] = AttentionCGSupport.NEVER
 
     def __init__(

@@ -57,6 +57,19 @@ class AscendCPUPlatform(CpuPlatform):
         super().pre_register_and_update(parser)
 
     @classmethod
+    def apply_config_platform_defaults(cls, vllm_config: VllmConfig) -> None:
+        """Leave models uncompiled unless it is asked for.
+
+        Their decode steps are recorded and repeated without Python (``worker/cpu_steps.py``), which
+        is faster than what Inductor makes of them and ready at once.
+        """
+        from vllm.config import CompilationMode
+
+        super().apply_config_platform_defaults(vllm_config)
+        if vllm_config.compilation_config.mode is None:
+            vllm_config.compilation_config.mode = CompilationMode.NONE
+
+    @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
         """Check the plugin's settings and choose its worker."""
         config = configure(vllm_config, "cpu")

@@ -13,6 +13,7 @@ from ascend_plugin.config import parse_config
 from ascend_plugin.ops.dispatch import set_policy
 from ascend_plugin.ops.native import memory
 from ascend_plugin.spec_decode.prepare import prepare_drafter
+from ascend_plugin.worker.cpu_steps import RecordedSteps, refusal
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -29,6 +30,7 @@ class AscendCPUWorker(CPUWorker):
         self.plugin_config = parse_config(self.vllm_config.additional_config)
         set_policy(self.plugin_config.ops.implementation)
         apply_worker_patches()
+        self._steps: RecordedSteps | None = None
 
     def load_model(self, **kwargs: Any) -> None:
         """Load the model; tell its layers how their cache is scaled, its drafter how to draft."""
@@ -38,13 +40,40 @@ class AscendCPUWorker(CPUWorker):
         super().load_model(**kwargs)
         quantise_layers(self.vllm_config, self.plugin_config.kv_cache, rank(), world())
         prepare_drafter(self.vllm_config, self.model_runner, self.plugin_config.speculation)
+        self._record_steps()
+
+    def _record_steps(self) -> None:
+        """Let the runner record and repeat decode steps, where nothing speaks against it."""
+        reason = refusal(self.vllm_config)
+        if reason is not None:
+            logger.info("Decode steps run operator by operator: %s.", reason)
+            return
+        # What vLLM says may be overridden. An attribute, because it makes its runner itself.
+        self._steps = RecordedSteps(self.model_runner._model_forward)
+        self.model_runner._model_forward = self._steps
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Allocate the KV cache, on huge pages where the kernel grants them."""
         super().initialize_from_config(kv_cache_config)
+        self._forget_steps()
         check_bound_pages(self.vllm_config)
         if self.plugin_config.kv_cache.huge_pages:
             self._use_huge_pages()
+
+    def reload_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Load weights again; arguments as in vLLM's worker."""
+        super().reload_weights(*args, **kwargs)
+        self._forget_steps()
+
+    def update_weights(self, update_info: dict[str, Any] | list[dict[str, Any]]) -> None:
+        """Take weights from a trainer; argument as in vLLM's worker."""
+        super().update_weights(update_info)
+        self._forget_steps()
+
+    def _forget_steps(self) -> None:
+        """Record anew: addresses may have changed."""
+        if self._steps is not None:
+            self._steps.forget()
 
     def _use_huge_pages(self) -> None:
         """Move the still empty KV cache to huge pages.

@@ -39,7 +39,7 @@ class NativeLibraryError(RuntimeError):
     """No usable kernel library; the message says which were tried and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: steps.record replaces functions for a while
 class NativeLibrary:
     """A loaded kernel library.
 

@@ -1,0 +1,206 @@
+"""Operators of torch and vLLM that a recorded step may use, and the native kernels they become.
+
+A lowering takes the recording and the operator's arguments, computes with one native call, and
+returns what the operator would return. Where a kernel does not take the arguments, it refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ascend_plugin.ops import native
+from ascend_plugin.ops.native.abi import Elementwise
+from ascend_plugin.ops.native.kernels import DTYPES
+
+if TYPE_CHECKING:
+    from .pool import Pool
+
+
+class NotRecordable(RuntimeError):
+    """A step does something that cannot be repeated as a native call; the message says what."""
+
+
+@dataclass(slots=True)
+class Recording:
+    """What lowerings share.
+
+    Attributes:
+        pool: where memory comes from.
+        widened: token ids that were converted, by address, and what they were converted from.
+            The conversion is no step: the only reader takes either type.
+    """
+
+    pool: Pool
+    widened: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+def collapse(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as rows: ``[m, k]`` with contiguous rows, without copying.
+
+    Raises:
+        NotRecordable: its strides do not allow that, or its type has no kernels.
+    """
+    if tensor.dtype not in DTYPES or tensor.dtype == torch.int8:
+        raise NotRecordable(f"a tensor of {tensor.dtype}")
+    if tensor.dim() == 2 and tensor.stride(1) == 1:
+        return tensor
+    if tensor.is_contiguous():
+        return tensor.view(-1, tensor.shape[-1] if tensor.dim() else 1)
+    # [m, heads, dim] cut out of a fused projection: the heads of a row lie side by side.
+    if tensor.dim() == 3 and tensor.stride()[1:] == (tensor.shape[2], 1):
+        return tensor.flatten(1)
+    raise NotRecordable(f"a tensor of shape {list(tensor.shape)} with strides {tensor.stride()}")
+
+
+def _empty(step: Recording, size: Any, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
+    return step.pool.empty(tuple(size), dtype or torch.get_default_dtype())
+
+
+def _empty_like(
+    step: Recording, like: torch.Tensor, dtype: torch.dtype | None = None, **_: Any
+) -> torch.Tensor:
+    return step.pool.empty(tuple(like.shape), dtype or like.dtype)
+
+
+def _new_empty(
+    step: Recording, like: torch.Tensor, size: Any, dtype: torch.dtype | None = None, **_: Any
+) -> torch.Tensor:
+    return step.pool.empty(tuple(size), dtype or like.dtype)
+
+
+def _reshape(step: Recording, tensor: torch.Tensor, shape: Any) -> torch.Tensor:
+    try:
+        return tensor.view(tuple(shape))
+    except RuntimeError:
+        return _copy(step, tensor).view(tuple(shape))
+
+
+def _copy(step: Recording, tensor: torch.Tensor, **_: Any) -> torch.Tensor:
+    return _unary(Elementwise.COPY)(step, tensor)
+
+
+def _contiguous(step: Recording, tensor: torch.Tensor, **_: Any) -> torch.Tensor:
+    return tensor if tensor.is_contiguous() else _copy(step, tensor)
+
+
+def _to(
+    step: Recording, tensor: torch.Tensor, dtype: torch.dtype, *_: Any, **__: Any
+) -> torch.Tensor:
+    if tensor.dtype == dtype:
+        return tensor
+    if (tensor.dtype, dtype) != (torch.int32, torch.int64):
+        raise NotRecordable(f"a conversion of {tensor.dtype} to {dtype}")
+    wide = tensor.to(dtype)
+    step.widened[wide.data_ptr()] = tensor
+    return wide
+
+
+def _embedding(
+    step: Recording, table: torch.Tensor, ids: torch.Tensor, padding: int = -1, *_: Any
+) -> torch.Tensor:
+    ids = step.widened.get(ids.data_ptr(), ids)
+    out = step.pool.empty((*ids.shape, table.shape[1]), table.dtype)
+    native.embedding(native.load(), ids.view(-1), table, out.view(-1, table.shape[1]))
+    return out
+
+
+def _linear(
+    step: Recording, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    out = step.pool.empty((*x.shape[:-1], weight.shape[0]), x.dtype)
+    native.dense(native.load(), collapse(x), weight, bias, out.view(-1, weight.shape[0]))
+    return out
+
+
+def _unary(operation: Elementwise) -> Callable[..., torch.Tensor]:
+    def lower(step: Recording, x: torch.Tensor) -> torch.Tensor:
+        out = step.pool.empty(tuple(x.shape), x.dtype)
+        rows = collapse(x)
+        native.elementwise(native.load(), operation, rows, None, out.view(rows.shape))
+        return out
+
+    return lower
+
+
+def _gelu(step: Recording, x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+    operation = Elementwise.GELU if approximate == "none" else Elementwise.GELU_TANH
+    return _unary(operation)(step, x)
+
+
+def _binary(operation: Elementwise, in_place: bool = False) -> Callable[..., torch.Tensor]:
+    def lower(step: Recording, x: torch.Tensor, y: Any, alpha: float = 1) -> torch.Tensor:
+        alike = isinstance(y, torch.Tensor) and y.shape == x.shape and y.dtype == x.dtype
+        if not alike or alpha != 1:
+            raise NotRecordable(f"{operation.name.lower()} of operands that are not alike")
+        out = x if in_place else step.pool.empty(tuple(x.shape), x.dtype)
+        rows = collapse(x)
+        others = (_as_rows(y, rows), _as_rows(out, rows))
+        native.elementwise(native.load(), operation, rows, *others)
+        return out
+
+    return lower
+
+
+def _as_rows(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return a tensor as rows of the shape of others."""
+    collapsed = tensor.view(rows.shape) if tensor.is_contiguous() else collapse(tensor)
+    if collapsed.shape != rows.shape:
+        raise NotRecordable(f"operands of shape {list(tensor.shape)} with unlike strides")
+    return collapsed
+
+
+def _rms_norm(
+    step: Recording, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, epsilon: float
+) -> None:
+    width = weight.shape[0]
+    rows = x.view(-1, width) if x.is_contiguous() else collapse(x)
+    native.rms_norm(native.load(), rows, weight, epsilon, out.view(-1, width))
+
+
+def _rotary_embedding(
+    step: Recording,
+    positions: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor | None,
+    head_size: int,
+    table: torch.Tensor,
+    is_neox: bool,
+    *rest: Any,
+) -> None:
+    if any(rest):
+        raise NotRecordable("rotary embedding of a part of the head")
+    if positions.dim() != 1:
+        raise NotRecordable("positions of several dimensions")
+    heads = [None if each is None else _heads(each, head_size) for each in (query, key)]
+    native.rotary(native.load(), positions, heads[0], heads[1], table, is_neox)
+
+
+def _heads(tensor: torch.Tensor, head_size: int) -> torch.Tensor:
+    return tensor if tensor.dim() == 3 else tensor.unflatten(-1, (-1, head_size))
+
+
+#: By the name of the overload. The first argument of each is the recording.
+LOWERINGS: dict[str, Callable[..., Any]] = {
+    "aten.empty.memory_format": _empty,
+    "aten.empty_like.default": _empty_like,
+    "aten.new_empty.default": _new_empty,
+    "aten.reshape.default": _reshape,
+    "aten._unsafe_view.default": _reshape,
+    "aten.clone.default": _copy,
+    "aten.contiguous.default": _contiguous,
+    "aten.to.dtype": _to,
+    "aten.embedding.default": _embedding,
+    "aten.linear.default": _linear,
+    "aten.silu.default": _unary(Elementwise.SILU),
+    "aten.gelu.default": _gelu,
+    "aten.add.Tensor": _binary(Elementwise.ADD),
+    "aten.add_.Tensor": _binary(Elementwise.ADD, in_place=True),
+    "aten.mul.Tensor": _binary(Elementwise.MULTIPLY),
+    "aten.mul_.Tensor": _binary(Elementwise.MULTIPLY, in_place=True),
+    "_C.rms_norm.default": _rms_norm,
+    "_C.rotary_embedding.default": _rotary_embedding,
+}

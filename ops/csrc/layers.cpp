@@ -197,7 +197,8 @@ extern "C" int ascend_cpu_elementwise(const ascend_elementwise_args *args) {
   using namespace ascend;
   const ascend_elementwise_args &a = *args;
   const bool known = a.operation >= ASCEND_COPY && a.operation <= ASCEND_MULTIPLY;
-  if (!is_float(a.dtype) || !known || (a.operation >= ASCEND_ADD && !a.y)) {
+  const bool empty = a.m <= 0 || a.k <= 0;  // then pointers may be null
+  if (!is_float(a.dtype) || !known || (a.operation >= ASCEND_ADD && !a.y && !empty)) {
     return ASCEND_UNSUPPORTED;
   }
   if (a.operation == ASCEND_COPY) {

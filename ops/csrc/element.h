@@ -12,6 +12,8 @@ struct Float32 {
   static constexpr int kNarrowRows = 8;  // see KernelSet
   static ASCEND_INLINE float widen(float x) { return x; }
   static ASCEND_INLINE float round(float x) { return x; }
+  static ASCEND_INLINE Vf widen(Vf x) { return x; }
+  static ASCEND_INLINE Vf round(Vf x) { return x; }
 };
 
 struct Bfloat16 {
@@ -32,6 +34,11 @@ struct Bfloat16 {
     const uint32_t quiet = (u >> 16) | 0x40;
     return (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
   }
+  static ASCEND_INLINE Vh round(Vf x) {
+    const Vu u = (Vu)x;
+    const Vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+    return narrow_to_halves(x == x ? rounded : (u >> 16) | 0x40);
+  }
 };
 
 struct Float16 {
@@ -46,6 +53,13 @@ struct Float16 {
     return (Vf)_mm512_cvtph_ps((__m256i)x);
 #else
     return (Vf)_mm256_cvtph_ps((__m128i)x);
+#endif
+  }
+  static ASCEND_INLINE Vh round(Vf x) {
+#if defined(__AVX512F__)
+    return (Vh)_mm512_cvtps_ph((__m512)x, 0);
+#else
+    return (Vh)_mm256_cvtps_ph((__m256)x, 0);
 #endif
   }
 #else
@@ -85,6 +99,11 @@ struct Float16 {
     u += 0xfff + ((u >> 13) & 1);
     return (uint16_t)(sign | ((u - 0x38000000) >> 13));
   }
+  static ASCEND_INLINE Vh round(Vf x) {
+    Vh halves;
+    for (int i = 0; i < kLanes; ++i) halves[i] = round(x[i]);
+    return halves;
+  }
 #endif
 };
 
@@ -121,26 +140,50 @@ ASCEND_INLINE Vf load_columns(const char *run, int64_t plane_bytes, int token, i
   }
 }
 
+// The first `count` of kLanes elements of a row, and zeros: nothing behind them is read.
+template <class E>
+ASCEND_INLINE Vf load_lanes(const typename E::Storage *p, int64_t count = kLanes) {
+  typedef typename E::Storage Lanes
+      __attribute__((vector_size(sizeof(typename E::Storage) * kLanes)));
+  if (count >= kLanes) return E::widen(load<Lanes>(p));
+  Lanes lanes{};
+  memcpy(&lanes, p, count * sizeof *p);
+  return E::widen(lanes);
+}
+// Rounds the first `count` of kLanes values; nothing behind them is written.
+template <class E>
+ASCEND_INLINE void store_lanes(Vf x, typename E::Storage *p, int64_t count = kLanes) {
+  const auto lanes = E::round(x);
+  if (count >= kLanes) return store(p, lanes);
+  memcpy(p, &lanes, count * sizeof *p);
+}
+
+// Calls function(E) with the element type of a dtype that is not int8.
+template <class Function>
+ASCEND_INLINE void with_element(int dtype, const Function &function) {
+  if (dtype == ASCEND_FLOAT32) return function(Float32{});
+  if (dtype == ASCEND_FLOAT16) return function(Float16{});
+  function(Bfloat16{});
+}
+
 inline void widen_row(int dtype, const void *source, int64_t offset, int count, float *out) {
-  const auto widen = [&](auto element) {
+  with_element(dtype, [&](auto element) {
     using E = decltype(element);
     const auto *p = (const typename E::Storage *)source + offset;
-    for (int i = 0; i < count; ++i) out[i] = E::widen(p[i]);
-  };
-  if (dtype == ASCEND_FLOAT32) return widen(Float32{});
-  if (dtype == ASCEND_FLOAT16) return widen(Float16{});
-  widen(Bfloat16{});
+    int i = 0;
+    for (; i + kLanes <= count; i += kLanes) store(out + i, load_lanes<E>(p + i));
+    for (; i < count; ++i) out[i] = E::widen(p[i]);
+  });
 }
 
 inline void round_row(int dtype, const float *source, int count, void *out, int64_t offset) {
-  const auto round = [&](auto element) {
+  with_element(dtype, [&](auto element) {
     using E = decltype(element);
     auto *p = (typename E::Storage *)out + offset;
-    for (int i = 0; i < count; ++i) p[i] = E::round(source[i]);
-  };
-  if (dtype == ASCEND_FLOAT32) return round(Float32{});
-  if (dtype == ASCEND_FLOAT16) return round(Float16{});
-  round(Bfloat16{});
+    int i = 0;
+    for (; i + kLanes <= count; i += kLanes) store_lanes<E>(load<Vf>(source + i), p + i);
+    for (; i < count; ++i) p[i] = E::round(source[i]);
+  });
 }
 
 }  // namespace ascend

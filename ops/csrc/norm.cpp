@@ -1,15 +1,13 @@
 // ascend_cpu_add_rms_norm: the residual grows by x, and the sum's norm goes to out. The sum is
 // normed as it was before it was rounded to the residual's type, and the result is rounded once.
 #include <cmath>
-#include <vector>
 
 #include "element.h"
+#include "rows.h"
+#include "scratch.h"
 
 namespace ascend {
 namespace {
-
-// Below so many elements, waking other threads costs more than it saves.
-constexpr int64_t kSerialElements = 32 << 10;
 
 float sum_of_squares(const float *x, int64_t count) {
   Vf sums{};
@@ -24,13 +22,16 @@ float sum_of_squares(const float *x, int64_t count) {
   return total;
 }
 
-void norm_row(const ascend_add_rms_norm_args &a, const float *weight, int64_t row, float *sum,
-              float *addend) {
+void norm_row(const ascend_add_rms_norm_args &a, const float *weight, int64_t row) {
+  static thread_local Scratch scratch;
   const int width = (int)a.k;
-  widen_row(a.dtype, a.x, row * a.x_stride, width, addend);
-  widen_row(a.dtype, a.residual, row * a.residual_stride, width, sum);
-  for (int i = 0; i < width; ++i) sum[i] += addend[i];
-  round_row(a.dtype, sum, width, a.residual, row * a.residual_stride);
+  float *sum = scratch.get<float>(2 * a.k), *addend = sum + width;
+  widen_row(a.dtype, a.x, row * a.x_stride, width, a.residual ? addend : sum);
+  if (a.residual) {
+    widen_row(a.dtype, a.residual, row * a.residual_stride, width, sum);
+    for (int i = 0; i < width; ++i) sum[i] += addend[i];
+    round_row(a.dtype, sum, width, a.residual, row * a.residual_stride);
+  }
   const float factor = 1.0f / std::sqrt(sum_of_squares(sum, width) / (float)width + a.eps);
   for (int i = 0; i < width; ++i) sum[i] *= factor * weight[i];
   round_row(a.dtype, sum, width, a.out, row * width);
@@ -45,16 +46,9 @@ extern "C" int ascend_cpu_add_rms_norm(const ascend_add_rms_norm_args *args) {
   if (a.k <= 0 || a.k > INT32_MAX || a.dtype < 0 || a.dtype > ASCEND_BFLOAT16) {
     return ASCEND_UNSUPPORTED;
   }
-  std::vector<float> weight(a.k);
-  widen_row(a.dtype, a.weight, 0, (int)a.k, weight.data());
-  const bool serial = a.num_threads <= 1 || a.m * a.k <= kSerialElements;
-#pragma omp parallel num_threads(a.num_threads) if (!serial)
-  {
-    std::vector<float> rows(2 * a.k);
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < a.m; ++row) {
-      norm_row(a, weight.data(), row, rows.data(), rows.data() + a.k);
-    }
-  }
+  static thread_local Scratch scratch;
+  float *weight = scratch.get<float>(a.k);
+  widen_row(a.dtype, a.weight, 0, (int)a.k, weight);
+  share_rows(a.m, a.m * a.k, a.num_threads, [&](int64_t row) { norm_row(a, weight, row); });
   return ASCEND_OK;
 }

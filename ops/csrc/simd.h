@@ -63,6 +63,18 @@ ASCEND_INLINE Vu widen_halves(Vh x) {
   return __builtin_convertvector(x, Vu);
 #endif
 }
+// The low halves; written out for the same reason.
+ASCEND_INLINE Vh narrow_to_halves(Vu x) {
+#if defined(__AVX512F__)
+  return (Vh)_mm512_cvtepi32_epi16((__m512i)x);
+#elif defined(__AVX2__)
+  const __m256i low = (__m256i)(x & 0xffff);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0x08);
+  return (Vh)_mm256_castsi256_si128(packed);
+#else
+  return __builtin_convertvector(x, Vh);
+#endif
+}
 // Written out, as gcc 12 converts bytes one by one.
 ASCEND_INLINE Vf widen_bytes(Vb x) {
 #if defined(__AVX512F__)
@@ -124,6 +136,18 @@ ASCEND_INLINE Vf vmin(Vf a, Vf b) {
   return (Vf)_mm256_min_ps((__m256)a, (__m256)b);
 #else
   return a < b ? a : b;
+#endif
+}
+
+// a * b + c with one rounding where the instruction set has it, and never otherwise contracted: for
+// results that must not depend on which of two products the compiler fuses with their sum.
+ASCEND_INLINE Vf fused(Vf a, Vf b, Vf c) {
+#if defined(__AVX512F__)
+  return (Vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (Vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
 #endif
 }
 
@@ -222,6 +246,26 @@ ASCEND_INLINE Vf exp_nonpositive(Vf x) {
   const Vf shifted = t + magic;
   const Vf p = exp2_fraction(t - (shifted - magic));
   const Vf scaled = (Vf)((Vi)p + ((Vi)shifted << 23));
+  return x < -87.0f ? Vf{} : (x <= 0.0f ? scaled : x);
+#endif
+}
+
+// The same with a relative error of 2e-7 however far x lies from 0, where exp_nonpositive has 6e-8
+// times |x|: x is reduced by a multiple of ln 2 in two parts, the first of which has few bits.
+ASCEND_INLINE Vf precise_exp_nonpositive(Vf x) {
+  constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+#if defined(__AVX512F__)
+  const Vf bounded = vmax(splat(-110.0f), x);
+  const Vf n = (Vf)_mm512_roundscale_ps((__m512)(bounded * kLog2e), 0);
+  const Vf r = (bounded - n * kLn2High) - n * kLn2Low;
+  return (Vf)_mm512_scalef_ps((__m512)exp2_fraction(r * kLog2e), (__m512)n);
+#else
+  const Vf magic = splat(12582912.0f);
+  const Vf bounded = x < -87.0f ? splat(-87.0f) : x;
+  const Vf shifted = bounded * kLog2e + magic;
+  const Vf n = shifted - magic;
+  const Vf r = (bounded - n * kLn2High) - n * kLn2Low;
+  const Vf scaled = (Vf)((Vi)exp2_fraction(r * kLog2e) + ((Vi)shifted << 23));
   return x < -87.0f ? Vf{} : (x <= 0.0f ? scaled : x);
 #endif
 }

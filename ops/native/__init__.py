@@ -1,10 +1,11 @@
 """Native CPU kernels: build, find, load and call the libraries made from ``ops/csrc``."""
 
 from .kernels import PageFields, kv_write, paged_attention
+from .layers import elementwise, embedding, rotary
 from .linear_kernels import hadamard, int8_linear, linear, quantise
 from .loader import IsaStatus, NativeLibrary, NativeLibraryError, load, status, support
 from .mla import LatentFields, mla_attention, mla_write
-from .norm import add_rms_norm
+from .norm import add_rms_norm, rms_norm
 
 __all__ = [
     "IsaStatus",
@@ -13,6 +14,8 @@ __all__ = [
     "NativeLibraryError",
     "PageFields",
     "add_rms_norm",
+    "elementwise",
+    "embedding",
     "hadamard",
     "int8_linear",
     "kv_write",
@@ -22,6 +25,8 @@ __all__ = [
     "mla_write",
     "paged_attention",
     "quantise",
+    "rms_norm",
+    "rotary",
     "status",
     "support",
 ]

@@ -1,11 +1,11 @@
-"""Typed call into the native kernel of norms; see ``kernels``."""
+"""Typed calls into the native kernel of norms; see ``kernels``."""
 
 from __future__ import annotations
 
 import torch
 
 from .abi import Status, pack_add_rms_norm_args
-from .kernels import DTYPES, refused
+from .kernels import DTYPES, address, refused
 from .loader import NativeLibrary
 
 
@@ -24,15 +24,44 @@ def add_rms_norm(
         x: as in the operator, like every argument not named here.
         out: shape and type of ``x``, contiguous, written.
     """
+    _norm(lib, x, residual, weight, epsilon, out)
+
+
+def rms_norm(
+    lib: NativeLibrary, x: torch.Tensor, weight: torch.Tensor, epsilon: float, out: torch.Tensor
+) -> None:
+    """Call ``ascend_cpu_add_rms_norm`` on torch's threads, without a residual.
+
+    ``out = x / sqrt(mean(x^2) + epsilon) * weight``, in float32 and rounded once
+    (arXiv:1910.07467).
+
+    Args:
+        lib: loaded kernels.
+        x: ``[m, k]``, rows contiguous.
+        weight: ``[k]`` of the type of ``x``, contiguous.
+        epsilon: not negative.
+        out: shape and type of ``x``, contiguous, written.
+    """
+    _norm(lib, x, None, weight, epsilon, out)
+
+
+def _norm(
+    lib: NativeLibrary,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    epsilon: float,
+    out: torch.Tensor,
+) -> None:
     m, k = x.shape
     status = lib.add_rms_norm(
         pack_add_rms_norm_args(
             x.data_ptr(),
-            residual.data_ptr(),
+            address(residual),
             weight.data_ptr(),
             out.data_ptr(),
             x.stride(0),
-            residual.stride(0),
+            0 if residual is None else residual.stride(0),
             m,
             k,
             epsilon,

@@ -1,5 +1,6 @@
 """Native CPU kernels: build, find, load and call the libraries made from ``ops/csrc``."""
 
+from .dense import dense
 from .kernels import PageFields, kv_write, paged_attention
 from .linear_kernels import hadamard, int8_linear, linear, quantise
 from .loader import IsaStatus, NativeLibrary, NativeLibraryError, load, status, support
@@ -13,6 +14,7 @@ __all__ = [
     "NativeLibraryError",
     "PageFields",
     "add_rms_norm",
+    "dense",
     "hadamard",
     "int8_linear",
     "kv_write",

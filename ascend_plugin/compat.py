@@ -24,6 +24,7 @@ def apply_worker_patches() -> None:
     _rotate_views_on_cpus()
     _draft_from_the_next_token_of_a_chunk()
     _draw_nothing_for_unfinished_prompts()
+    _multiply_by_weights_as_they_lie()
 
 
 def apply_npu_patches() -> None:
@@ -257,3 +258,28 @@ def _show_counters_of_several_servers() -> None:
 
     setattr(collect, _MARK, True)
     MultiProcessCollector.collect = collect  # type: ignore[method-assign]
+
+
+def _multiply_by_weights_as_they_lie() -> None:
+    """Run layers without quantisation on ``dense_matmul`` where nothing compiles the model.
+
+    Why: vLLM packs each weight for ``onednn_mm``, which is slow at few rows, cannot be called
+    without Python, and makes a second copy of tied embeddings. Models that Inductor compiles keep
+    vLLM's path: it fuses and packs by itself.
+    Remove when: vLLM lets a platform choose the product of ``UnquantizedLinearMethod``.
+    """
+    from vllm.model_executor.layers import utils
+
+    original: Callable[..., None] = utils.dispatch_cpu_unquantized_gemm
+    if getattr(original, _MARK, False):
+        return
+
+    @functools.wraps(original)
+    def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
+        from .worker.cpu_linear import serve_layer
+
+        if not serve_layer(layer):
+            original(layer, remove_weight)
+
+    setattr(dispatch_cpu_unquantized_gemm, _MARK, True)
+    utils.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm

@@ -65,8 +65,9 @@ LinearSchemes = Annotated[
     list[str] | None,
     typer.Option(
         "--scheme",
-        metavar="w4a16|w4a16-zp|w8a16|w8a8",
-        help="How weights (w) and activations (a) are held; -zp: zero points. Repeatable.",
+        metavar="w4a16|w4a16-zp|w8a16|w8a8|bf16",
+        help="How weights (w) and activations (a) are held; -zp: zero points; bf16: not quantised. "
+        "Repeatable.",
         show_default="w4a16",
     ),
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from ascend_plugin.bench.attention.rows import AttentionRow
+from ascend_plugin.bench.linear.cases import scheme_label
 from ascend_plugin.bench.linear.rows import LinearRow
 from ascend_plugin.bench.mla.cases import MlaRow
 from ascend_plugin.bench.npu_cost.rows import CostRow, KernelRow
@@ -54,9 +55,8 @@ def linear_table(rows: Sequence[LinearRow], meta: Mapping[str, object]) -> Table
         table.add_column(name, justify="right")
     table.add_column("note")
     for row in rows:
-        group = "channel" if row.group == row.k else f"g{row.group}"
         table.add_row(
-            f"{row.scheme} {group} {row.n}×{row.k}, {row.m} rows",
+            f"{scheme_label(row.scheme, row.group, row.k)} {row.n}×{row.k}, {row.m} rows",
             row.isa or row.implementation,
             _number(row.time_ms),
             _number(row.bf16_time_ms),

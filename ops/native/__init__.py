@@ -1,5 +1,6 @@
 """Native CPU kernels: build, find, load and call the libraries made from ``ops/csrc``."""
 
+from .dense import dense
 from .kernels import PageFields, kv_write, paged_attention
 from .layers import elementwise, embedding, rotary
 from .linear_kernels import hadamard, int8_linear, linear, quantise
@@ -14,6 +15,7 @@ __all__ = [
     "NativeLibraryError",
     "PageFields",
     "add_rms_norm",
+    "dense",
     "elementwise",
     "embedding",
     "hadamard",

@@ -27,6 +27,7 @@ from . import (
     elementwise,
     gather,
     hadamard,
+    linear,
     mla,
     paths,
     quantised_linear,
@@ -346,6 +347,7 @@ def _register() -> None:
         "beam_topk": beam.beam_topk,
         "hadamard": hadamard.hadamard,
         "add_rms_norm": elementwise.add_rms_norm_in_place,
+        "dense_matmul": linear.dense_matmul,
         **quantised_linear.KERNELS,
     }
     for name, kernel in kernels.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch_npu
 
+from ..dense_matmul import check_dense
+
 #: ``aclFormat``: fractals of 16 rows of 32 bytes.
 FORMAT_NZ = 29
 
@@ -30,3 +32,13 @@ def to_nz(weight: torch.Tensor) -> torch.Tensor:
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Return ``x @ weight.T + bias``; ``weight`` as :func:`to_nz` returned it, or plain."""
     return torch.nn.functional.linear(x, weight, bias)
+
+
+def dense_matmul(
+    x: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Serve ``ascend_plugin::dense_matmul`` on an NPU; arguments and errors as there."""
+    check_dense(x, weights, bias)
+    if not x.shape[0]:
+        return x.new_empty((0, weights.shape[0]))
+    return linear(x, weights, bias)

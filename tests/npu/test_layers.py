@@ -145,3 +145,18 @@ def test_weights_that_are_no_fractals_stay(shape: tuple[int, ...], device: torch
 
     weight = torch.zeros(shape, dtype=torch.bfloat16, device=device)
     assert linear.to_nz(weight) is weight
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m", [0, 1, 70])
+def test_dense_matmul(m: int, dtype: torch.dtype, device: torch.device) -> None:
+    from ascend_plugin.ops.dense_matmul import dense_matmul
+
+    torch.manual_seed(0)
+    x, weights, bias = torch.randn(m, 96), torch.randn(40, 96) / 10, torch.randn(40)
+    x, weights, bias = x.to(dtype), weights.to(dtype), bias.to(dtype)
+    there = [tensor.to(device) for tensor in (x, weights, bias)]
+    _near(dense_matmul(*there), dense_matmul(x, weights, bias))
+    _near(dense_matmul(*there[:2]), dense_matmul(x, weights))
+    with pytest.raises(ValueError, match=r"bias must be .* \[40\]"):
+        dense_matmul(there[0], there[1], there[2][:39])

@@ -10,7 +10,7 @@ from ascend_plugin.bench.elements import known
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.machine import last_level_cache_bytes
 
-Scheme = Literal["w4a16", "w4a16-zp", "w8a16", "w8a8"]
+Scheme = Literal["w4a16", "w4a16-zp", "w8a16", "w8a8", "bf16"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 #: Columns and inputs of the layers of known models: qkv, o, gate and up, down (and lm_head).
@@ -28,13 +28,20 @@ _CACHE_FACTOR = 2
 _MIN_LAYERS, _MAX_LAYERS = 2, 512
 
 
+def scheme_label(scheme: str, group: int, k: int) -> str:
+    """Return a scheme's name with what shares a scale, where there are scales."""
+    if scheme == "bf16":
+        return scheme
+    return f"{scheme} channel" if group == k else f"{scheme} g{group}"
+
+
 @dataclass(frozen=True, slots=True)
 class LinearCase:
     """One measurement.
 
     Attributes:
-        scheme: bits of weights and activations; "-zp": with zero points. Activations come and
-            results leave as bfloat16.
+        scheme: bits of weights and activations; "-zp": with zero points; bf16: not quantised.
+            Activations come and results leave as bfloat16.
         m: rows (tokens) of a call.
         n: columns (output features).
         k: input features.
@@ -50,12 +57,18 @@ class LinearCase:
     @property
     def label(self) -> str:
         """A short name for progress and plots."""
-        group = "channel" if self.group == self.k else f"g{self.group}"
-        return f"{self.scheme} {group} {self.n}×{self.k} m {self.m}"
+        return f"{scheme_label(self.scheme, self.group, self.k)} {self.n}×{self.k} m {self.m}"
+
+    @property
+    def quantised(self) -> bool:
+        """Whether weights are integers."""
+        return self.scheme != "bf16"
 
     @property
     def bits(self) -> int:
         """Bits of a weight."""
+        if not self.quantised:
+            return 16
         return 4 if self.scheme.startswith("w4") else 8
 
     @property
@@ -65,7 +78,7 @@ class LinearCase:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the codes of one layer."""
+        """Bytes of the codes of one layer, or of its weights."""
         return self.n * self.k * self.bits // 8
 
     @property
@@ -94,7 +107,8 @@ def make_cases(
         schemes: names of :data:`SCHEMES`.
         shapes: ``NxK``, or names of :data:`MODEL_SHAPES`.
         rows: rows of a call.
-        group: k that share a scale; 0: a scale per column. W8A8 has one per column in any case.
+        group: k that share a scale; 0: a scale per column. W8A8 has one per column in any
+            case, bf16 none.
 
     Raises:
         BenchError: something unknown or impossible.
@@ -103,7 +117,7 @@ def make_cases(
     for name in schemes or ("w4a16",):
         scheme = known("--scheme", name, SCHEMES)
         for n, k in (pair for shape in shapes or DEFAULT_SHAPES for pair in _shape(shape)):
-            size = k if scheme == "w8a8" or group == 0 else group
+            size = k if scheme in ("w8a8", "bf16") or group == 0 else group
             if size != k and (size < 1 or size % 32 or k % size):
                 raise BenchError(
                     f"--group {group} does not cut k={k} into equal parts; use a multiple of 32 "

@@ -8,6 +8,7 @@ import torch
 
 from ascend_plugin.bench.linear.data import LinearData
 from ascend_plugin.bench.timing import Prepared
+from ascend_plugin.ops import dense_matmul as dense_op
 from ascend_plugin.ops import dynamic_quant as quant_op
 from ascend_plugin.ops import quant_matmul as int8_op
 from ascend_plugin.ops import weight_quant_matmul as weight_op
@@ -41,9 +42,20 @@ def keeping(call: Call, data: LinearData, **described: str | None) -> Prepared:
 
 def plugin(data: LinearData) -> Prepared:
     """Prepare the plugin's operators as its linear layers call them."""
-    call, chosen = _int8(data) if data.case.scheme == "w8a8" else _weight_only(data)
+    if not data.case.quantised:
+        call, chosen = _dense(data)
+    else:
+        call, chosen = _int8(data) if data.case.scheme == "w8a8" else _weight_only(data)
     isa = loader.load().isa if chosen == "native" else None
     return keeping(call, data, implementation=chosen, isa=isa)
+
+
+def _dense(data: LinearData) -> tuple[Call, str]:
+    case, x = data.case, data.x
+    weights = [data.dense.clone() for _ in range(case.layers)]
+    request = dense_op.DenseRequest(x.dtype, case.n, case.k)
+    chosen = dense_op.operator.choose(request).implementation.name
+    return lambda layer: dense_op.dense_matmul(x, weights[layer]), chosen
 
 
 def _weight_only(data: LinearData) -> tuple[Call, str]:

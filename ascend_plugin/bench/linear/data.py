@@ -26,8 +26,8 @@ class LinearData:
     Attributes:
         case: what they belong to.
         x: bfloat16 ``[m, k]``.
-        codes: int8 ``[n, k]``, two's complement.
-        scales: ``[n, k / group]``: bfloat16; float32 for w8a8.
+        codes: int8 ``[n, k]``, two's complement; empty for bf16.
+        scales: ``[n, k / group]``: bfloat16; float32 for w8a8; empty for bf16.
         zeros: int8 ``[n, k / group]`` or None.
         dense: bfloat16 ``[n, k]``, the weight as a model without quantisation would have it.
     """
@@ -64,6 +64,8 @@ class Oracle:
 def make_data(case: LinearCase) -> LinearData:
     """Draw a case's tensors."""
     generator = torch.Generator().manual_seed(0)
+    if not case.quantised:
+        return _dense_data(case, generator)
     half = 1 << (case.bits - 1)
     codes = torch.randint(-half, half, (case.n, case.k), dtype=torch.int8, generator=generator)
     if case.scheme == "w8a8":
@@ -79,8 +81,16 @@ def make_data(case: LinearCase) -> LinearData:
     return LinearData(case, x, codes, scales, zeros, dequantise(data, torch.bfloat16))
 
 
+def _dense_data(case: LinearCase, generator: torch.Generator) -> LinearData:
+    dense = (torch.randn(case.n, case.k, generator=generator) * 0.02).bfloat16()
+    x = torch.randn(case.m, case.k, generator=generator).bfloat16()
+    return LinearData(case, x, torch.empty(0), torch.empty(0), None, dense)
+
+
 def dequantise(data: LinearData, dtype: torch.dtype) -> torch.Tensor:
     """Return the weight ``[n, k]``."""
+    if not data.case.quantised:
+        return data.dense.to(dtype)
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     grouped = data.codes.to(compute).unflatten(1, (-1, data.case.group))  # [n, groups, group]
     if data.zeros is not None:

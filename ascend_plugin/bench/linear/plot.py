@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ascend_plugin.bench.linear.cases import scheme_label
 from ascend_plugin.bench.linear.rows import LinearRow
 
 _BF16, _STOCK, _BASELINE, _PROBLEM = "#2f6db2", "#d08c2c", "#555555", "#b03a2e"
@@ -60,5 +61,4 @@ def _annotate(
 
 
 def _label(row: LinearRow) -> str:
-    group = "channel" if row.group == row.k else f"g{row.group}"
-    return f"{row.scheme} {group}, {row.n}×{row.k}, {row.m} rows"
+    return f"{scheme_label(row.scheme, row.group, row.k)}, {row.n}×{row.k}, {row.m} rows"

@@ -36,6 +36,8 @@ class StockContender:
         """Return why vLLM has no kernel for this case."""
         if self._missing:
             return self._missing
+        if not case.quantised:
+            return "vLLM's layer without quantisation is vllm_bf16"
         if case.scheme == "w8a16":
             return "vLLM has no W8A16 on a CPU"
         if case.scheme != "w8a8" and (case.n % 32 or case.k % 32):

@@ -56,10 +56,12 @@ class RecordedStep:
     Attributes:
         program: its native calls.
         output: what the recorded function returned; every repetition overwrites it.
+        pool: the memory that its calls use; kept, because they hold addresses alone.
     """
 
     program: Program
     output: Any
+    pool: Pool
 
     def repeat(self) -> Any:
         """Run the step on what its inputs hold now; return its output."""
@@ -84,7 +86,7 @@ def record_step(
     lib = native.load()
     with record(lib) as steps, Recorder(pool, inlined or {}):
         output = function()
-    return RecordedStep(Program(lib, steps), output)
+    return RecordedStep(Program(lib, steps), output, pool)
 
 
 class Recorder(TorchDispatchMode):

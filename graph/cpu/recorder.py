@@ -30,6 +30,8 @@ _VIEWS = frozenset(
         "flatten",
         "narrow",
         "permute",
+        "resolve_conj",
+        "resolve_neg",
         "select",
         "slice",
         "split",

@@ -85,8 +85,8 @@ def test_preemption_and_reused_blocks(
 
 @pytest.mark.slow
 def test_compiled(plugin: EngineProcess, tiny: TinyModels, want: Answer) -> None:
-    eager = {"enforce_eager": False, "max_num_seqs": 24}
-    answer = plugin.run(settings(tiny("llama"), **eager), RUN)
+    compiled = {"compilation_config": {"mode": 3}, "max_num_seqs": 24}
+    answer = plugin.run(settings(tiny("llama"), **compiled), RUN)
     assert_is_plugin(answer, compiled=True)
     assert "DYNAMO_TRACE_ONCE" in answer.log
     assert_same(want.outputs(), answer.outputs())

@@ -228,7 +228,7 @@ def _write_tokenizer(path: str) -> None:
 @pytest.mark.slow
 def test_compiled(plugin: EngineProcess, int8: Int8Models) -> None:
     model, variant = int8("llama"), "c8p"
-    answer = plugin.run(model.engine(variant, enforce_eager=False, max_num_seqs=24), RUN)
+    answer = plugin.run(model.engine(variant, compilation_config={"mode": 3}, max_num_seqs=24), RUN)
     assert "DYNAMO_TRACE_ONCE" in answer.log
     _is_int8(answer, variant)
     model.check(answer, PROMPTS, model.caches(variant))

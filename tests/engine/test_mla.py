@@ -134,7 +134,7 @@ def test_speculation_verifies_drafts(plugin: EngineProcess, deepseek: Any, want:
 
 @pytest.mark.slow
 def test_compiled(plugin: EngineProcess, deepseek: Any, want: Any) -> None:
-    answer = plugin.run(settings(deepseek("v3"), enforce_eager=False), RUN)
+    answer = plugin.run(settings(deepseek("v3"), compilation_config={"mode": 3}), RUN)
     assert_is_plugin(answer)
     assert "DYNAMO_TRACE_ONCE" in answer.log
     assert_same(want("v3"), answer.outputs(), tolerance=5e-4)

@@ -83,7 +83,7 @@ def test_named_by_flag(plugin: EngineProcess, quantised: QuantisedModels, name: 
 @pytest.mark.parametrize("name", ["modelslim-mixed", "gptq-desc-act", "compressed-transforms"])
 def test_compiled(plugin: EngineProcess, quantised: QuantisedModels, name: str) -> None:
     written = quantised(name)
-    answer = plugin.run(settings(written.path, enforce_eager=False), RUN)
+    answer = plugin.run(settings(written.path, compilation_config={"mode": 3}), RUN)
     check(written, answer.outputs())
 
 

@@ -26,6 +26,7 @@ class TinyModels:
 def settings(model: str, **more: Any) -> dict[str, Any]:
     """A float32 engine whose prompts are prefilled in chunks of at most 96 tokens.
 
+    The plugin records its decode steps and repeats them; stock vLLM runs operator by operator.
     Every step makes as many drafts as asked for, unless a test says otherwise: tests count them.
     """
     config = dict(more.pop("additional_config", {}))
@@ -34,7 +35,7 @@ def settings(model: str, **more: Any) -> dict[str, Any]:
         "model": model,
         "dtype": "float32",
         "skip_tokenizer_init": True,
-        "enforce_eager": True,
+        "compilation_config": {"mode": 0},
         "max_model_len": 4096,
         "max_num_batched_tokens": 96,
         "max_num_seqs": 24,

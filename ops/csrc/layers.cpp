@@ -111,7 +111,7 @@ ASCEND_INLINE Vf gelu(Vf x) {
 ASCEND_INLINE Vf gelu_tanh(Vf x) { return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x)); }
 
 // Elements that are one work item: enough of them that a row of one token is shared too.
-constexpr int64_t kPart = 4 << 10;
+constexpr int64_t kPart = 2 << 10;
 
 template <class E, class Function>
 void apply(const ascend_elementwise_args &a, const Function &function) {

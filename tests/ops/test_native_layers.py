@@ -100,9 +100,9 @@ def test_rotary(
         _close_turned(got, expected)
 
 
-def _close_turned(got: torch.Tensor, want: torch.Tensor) -> None:
+def _close_turned(got: torch.Tensor, want: torch.Tensor, roundings: int = 1) -> None:
     """Two products may cancel: the error is relative to them."""
-    limit = TOLERANCE[got.dtype]
+    limit = roundings * TOLERANCE[got.dtype]
     torch.testing.assert_close(got.double(), want, rtol=limit, atol=4 * 2**-23)
 
 
@@ -116,7 +116,7 @@ def test_rotary_is_vllms(isa: str, dtype: torch.dtype, halves: bool) -> None:
     torch.ops._C.rotary_embedding(positions, query, key, 80, table, halves)
     native.rotary(loader.load(isa), positions, *ours, table, halves)
     for got, want in zip(ours, (query, key), strict=True):
-        _close_turned(got, want.view(got.shape).double())
+        _close_turned(got, want.view(got.shape).double(), roundings=2)
 
 
 @pytest.mark.parametrize("halves", [True, False])
@@ -243,7 +243,7 @@ def test_elementwise_between_neighbours(isa: str, operation: Elementwise) -> Non
     given, out = views[: 2 if operation in BINARY else 1], operands[2]
     want = TORCH[operation](*given)
     _evaluate(isa, operation, given, views[2])
-    torch.testing.assert_close(views[2], want, rtol=6e-4, atol=2e-6, equal_nan=True)
+    torch.testing.assert_close(views[2], want, rtol=1.2e-3, atol=2e-6, equal_nan=True)
     assert views[2].isnan().sum() == 1
     assert out[:, :7].isnan().all()
     assert out[:, 44:].isnan().all()

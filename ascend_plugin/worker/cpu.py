@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import torch
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from ascend_plugin.attention.kv_quantisation import check_bound_pages, quantise_layers
 from ascend_plugin.compat import apply_worker_patches
 from ascend_plugin.config import parse_config
+from ascend_plugin.graph.cpu import Pool
 from ascend_plugin.ops.dispatch import set_policy
 from ascend_plugin.ops.native import memory
 from ascend_plugin.spec_decode.prepare import prepare_drafter
@@ -30,7 +32,7 @@ class AscendCPUWorker(CPUWorker):
         self.plugin_config = parse_config(self.vllm_config.additional_config)
         set_policy(self.plugin_config.ops.implementation)
         apply_worker_patches()
-        self._steps: RecordedSteps | None = None
+        self._steps: list[RecordedSteps] = []
 
     def load_model(self, **kwargs: Any) -> None:
         """Load the model; tell its layers how their cache is scaled, its drafter how to draft."""
@@ -48,9 +50,14 @@ class AscendCPUWorker(CPUWorker):
         if reason is not None:
             logger.info("Decode steps run operator by operator: %s.", reason)
             return
-        # What vLLM says may be overridden. An attribute, because it makes its runner itself.
-        self._steps = RecordedSteps(self.model_runner._model_forward)
-        self.model_runner._model_forward = self._steps
+        pool, runner = Pool(), self.model_runner
+        # vLLM means it to be overridden; as an attribute, because vLLM makes the runner.
+        runner._model_forward = RecordedSteps(runner._model_forward, pool)
+        self._steps = [runner._model_forward]
+        draft = getattr(getattr(runner, "drafter", None), "model", None)
+        if isinstance(draft, torch.nn.Module):
+            draft.forward = RecordedSteps(draft.forward, pool, "Draft")
+            self._steps.append(draft.forward)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Allocate the KV cache, on huge pages where the kernel grants them."""
@@ -72,8 +79,8 @@ class AscendCPUWorker(CPUWorker):
 
     def _forget_steps(self) -> None:
         """Record anew: addresses may have changed."""
-        if self._steps is not None:
-            self._steps.forget()
+        for steps in self._steps:
+            steps.forget()
 
     def _use_huge_pages(self) -> None:
         """Move the still empty KV cache to huge pages.

@@ -55,10 +55,17 @@ class RecordedSteps:
         given_up: why no more steps are recorded; None: they are.
     """
 
-    def __init__(self, forward: Callable[..., Any]) -> None:
-        """Stand before ``forward``, with its arguments."""
+    def __init__(self, forward: Callable[..., Any], pool: Pool, name: str = "Decode") -> None:
+        """Stand before ``forward``, with its arguments.
+
+        Args:
+            forward: runs a model on keyword arguments, within vLLM's forward context.
+            pool: shared by all that run in turn.
+            name: of the steps in the log.
+        """
         self._forward = forward
-        self._pool = Pool()
+        self._pool = pool
+        self._name = name
         self._steps: dict[Hashable, RecordedStep] = {}
         self.recorded = 0
         self.repeated = 0
@@ -90,8 +97,9 @@ class RecordedSteps:
         self.recorded += 1
         if self.recorded == 1:
             logger.info(
-                "Decode steps of up to %d tokens are recorded and repeated as native calls; the "
-                "first has %d. --enforce-eager switches this off.",
+                "%s steps of up to %d tokens are recorded and repeated as native calls; the first "
+                "has %d. --enforce-eager switches this off.",
+                self._name,
                 MAX_TOKENS,
                 len(step.program.steps),
             )
@@ -99,7 +107,7 @@ class RecordedSteps:
 
     def _give_up(self, reason: str, arguments: dict[str, Any]) -> Any:
         self.given_up = reason
-        logger.info("Decode steps run operator by operator: %s.", reason)
+        logger.info("%s steps run operator by operator: %s.", self._name, reason)
         return self._forward(**arguments)
 
 

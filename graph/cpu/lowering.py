@@ -32,10 +32,12 @@ class Recording:
         pool: where memory comes from.
         widened: token ids that were converted, by address, and what they were converted from.
             The conversion is no step: the only reader takes either type.
+        masks: the same of tests of positions for 0, whose only reader sees the positions.
     """
 
     pool: Pool
     widened: dict[int, torch.Tensor] = field(default_factory=dict)
+    masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 def collapse(tensor: torch.Tensor) -> torch.Tensor:
@@ -145,6 +147,35 @@ def _binary(operation: Elementwise, in_place: bool = False) -> Callable[..., tor
     return lower
 
 
+def _equal(step: Recording, x: torch.Tensor, value: Any) -> torch.Tensor:
+    if value != 0 or x.dtype != torch.int64 or x.numel() != x.shape[0]:
+        raise NotRecordable("a comparison that is not of positions with 0")
+    mask = x == 0
+    step.masks[mask.data_ptr()] = x
+    return mask
+
+
+def _where(step: Recording, mask: torch.Tensor, value: Any, x: torch.Tensor) -> torch.Tensor:
+    """Clear the rows of ``x`` at position 0, as draft layers do with their embeddings."""
+    positions = step.masks.get(mask.data_ptr())
+    if positions is None or value != 0 or mask.shape != (x.shape[0], 1) or x.dim() != 2:
+        raise NotRecordable("a choice that does not clear rows at position 0")
+    out = step.pool.empty(tuple(x.shape), x.dtype)
+    rows = positions.view(-1)
+    native.elementwise(native.load(), Elementwise.KEEP_ROWS, collapse(x), rows, out)
+    return out
+
+
+def _cat(step: Recording, tensors: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    first = tensors[0]
+    if first.dim() != 2 or dim not in (1, -1) or any(t.shape[0] != first.shape[0] for t in tensors):
+        raise NotRecordable(f"a concatenation along dimension {dim}")
+    out = step.pool.empty((first.shape[0], sum(t.shape[1] for t in tensors)), first.dtype)
+    for part, tensor in zip(out.split([t.shape[1] for t in tensors], 1), tensors, strict=True):
+        native.elementwise(native.load(), Elementwise.COPY, collapse(tensor), None, part)
+    return out
+
+
 def _as_rows(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return a tensor as rows of the shape of others."""
     collapsed = tensor.view(rows.shape) if tensor.is_contiguous() else collapse(tensor)
@@ -199,6 +230,9 @@ LOWERINGS: dict[str, Callable[..., Any]] = {
     "aten.gelu.default": _gelu,
     "aten.add.Tensor": _binary(Elementwise.ADD),
     "aten.add_.Tensor": _binary(Elementwise.ADD, in_place=True),
+    "aten.cat.default": _cat,
+    "aten.eq.Scalar": _equal,
+    "aten.where.ScalarSelf": _where,
     "aten.mul.Tensor": _binary(Elementwise.MULTIPLY),
     "aten.mul_.Tensor": _binary(Elementwise.MULTIPLY, in_place=True),
     "_C.rms_norm.default": _rms_norm,

@@ -121,10 +121,21 @@ class Recorder(TorchDispatchMode):
         lowering = LOWERINGS.get(str(func))
         if lowering is None:
             raise NotRecordable(f"{func} has no native kernel")
-        widened = self._recording.widened
-        if widened and name != "aten::embedding" and not _addresses(args).isdisjoint(widened):
-            raise NotRecordable(f"{func} of converted token ids")
+        self._refuse_what_is_no_step(name, args)
         return lowering(self._recording, *args, **kwargs)
+
+    def _refuse_what_is_no_step(self, name: str, args: tuple[Any, ...]) -> None:
+        """Refuse to compute on what was computed while recording alone.
+
+        Raises:
+            NotRecordable: an argument of the operator would not follow its inputs.
+        """
+        for values, reader in (
+            (self._recording.widened, "aten::embedding"),
+            (self._recording.masks, "aten::where"),
+        ):
+            if values and name != reader and not _addresses(args).isdisjoint(values):
+                raise NotRecordable(f"{name} of converted token ids or of a mask")
 
 
 def _addresses(arguments: tuple[Any, ...]) -> set[int]:

@@ -316,13 +316,14 @@ enum ascend_elementwise {
   ASCEND_GELU_TANH = 3,  // by the hyperbolic tangent
   ASCEND_ADD = 4,
   ASCEND_MULTIPLY = 5,
+  ASCEND_KEEP_ROWS = 6,  // rows of x where y, int64 [m], is not 0; zeros elsewhere
 };
 
 // out = f(x) or f(x, y), row by row; in float, rounded once.
 typedef struct ascend_elementwise_args {
-  const void *x;     // [m, k], rows contiguous
-  const void *y;     // [m, k], likewise; null for functions of one argument
-  void *out;         // [m, k], likewise; may be x or y
+  const void *x;  // [m, k], rows contiguous
+  const void *y;  // [m, k], likewise, but see ASCEND_KEEP_ROWS; null for functions of one argument
+  void *out;      // [m, k], likewise; may be x or y
   int64_t x_stride;  // elements
   int64_t y_stride;
   int64_t out_stride;

@@ -122,17 +122,18 @@ void dense_tile(const ascend_dense_args &a, const DenseTile &tile) {
   constexpr int kSums = (W * R + kLanes - 1) / kLanes * kLanes;
   Vf sums[kSums] = {};
   detail::add_rows<Lanes, W, R>(a, tile, sums);
-  float totals[kSums];
+  float totals[kSums], addends[kSums] = {};
   ASCEND_UNROLL
   for (int i = 0; i < kSums; i += kLanes) store(totals + i, horizontal_sums(sums + i));
-  const auto *bias = (const typename E::Storage *)a.bias;
-  auto *out = (typename E::Storage *)a.out + tile.row * a.out_stride + tile.column;
-  for (int r = 0; r < R; ++r) {
-    for (int i = 0; i < W; ++i) {
-      const float addend = bias ? E::widen(bias[tile.column + i]) : 0.0f;
-      out[r * a.out_stride + i] = E::round(totals[r * W + i] + addend);
-    }
+  if (a.bias) {
+    const auto *bias = (const typename E::Storage *)a.bias + tile.column;
+    for (int i = 0; i < W; ++i) addends[i] = E::widen(bias[i]);
+    for (int r = 1; r < R; ++r) memcpy(addends + r * W, addends, sizeof(float) * W);
   }
+  typename E::Storage rounded[kSums];  // all in one loop, which the compiler makes vectors of
+  for (int i = 0; i < kSums; ++i) rounded[i] = E::round(totals[i] + addends[i]);
+  auto *out = (typename E::Storage *)a.out + tile.row * a.out_stride + tile.column;
+  for (int r = 0; r < R; ++r) memcpy(out + r * a.out_stride, rounded + r * W, sizeof(*out) * W);
 }
 
 using DenseTileFunction = void (*)(const ascend_dense_args &, const DenseTile &);

@@ -145,11 +145,16 @@ void apply_two(const ascend_elementwise_args &a, const Function &function) {
   });
 }
 
-void copy_rows(const ascend_elementwise_args &a) {
+// All rows, or those that `keep` does not make zero.
+void copy_rows(const ascend_elementwise_args &a, const int64_t *keep) {
   const int64_t itemsize = a.dtype == ASCEND_FLOAT32 ? 4 : 2;
   share_rows(a.m, a.m * a.k, a.num_threads, [&](int64_t row) {
-    memmove((char *)a.out + row * a.out_stride * itemsize,
-            (const char *)a.x + row * a.x_stride * itemsize, a.k * itemsize);
+    char *out = (char *)a.out + row * a.out_stride * itemsize;
+    if (keep && !keep[row * a.y_stride]) {
+      memset(out, 0, a.k * itemsize);
+    } else {
+      memmove(out, (const char *)a.x + row * a.x_stride * itemsize, a.k * itemsize);
+    }
   });
 }
 
@@ -196,13 +201,15 @@ extern "C" int ascend_cpu_rotary(const ascend_rotary_args *args) {
 extern "C" int ascend_cpu_elementwise(const ascend_elementwise_args *args) {
   using namespace ascend;
   const ascend_elementwise_args &a = *args;
-  const bool known = a.operation >= ASCEND_COPY && a.operation <= ASCEND_MULTIPLY;
+  const bool known = a.operation >= ASCEND_COPY && a.operation <= ASCEND_KEEP_ROWS;
   const bool empty = a.m <= 0 || a.k <= 0;  // then pointers may be null
   if (!is_float(a.dtype) || !known || (a.operation >= ASCEND_ADD && !a.y && !empty)) {
     return ASCEND_UNSUPPORTED;
   }
   if (a.operation == ASCEND_COPY) {
-    copy_rows(a);
+    copy_rows(a, nullptr);
+  } else if (a.operation == ASCEND_KEEP_ROWS) {
+    if (!empty) copy_rows(a, (const int64_t *)a.y);
   } else {
     with_element(a.dtype, [&](auto element) { evaluate<decltype(element)>(a); });
   }

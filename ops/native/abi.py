@@ -325,6 +325,7 @@ class Elementwise(IntEnum):
     GELU_TANH = 3
     ADD = 4
     MULTIPLY = 5
+    KEEP_ROWS = 6
 
 
 class ElementwiseArgs(ctypes.Structure):

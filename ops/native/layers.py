@@ -86,6 +86,7 @@ def elementwise(
         operation: the function.
         x: ``[m, k]``, rows contiguous.
         y: ``[m, k]`` of the type of ``x``, likewise; None for functions of one argument.
+            ``KEEP_ROWS``: int64 ``[m]``; rows of ``x`` where it is 0 become zeros.
         out: ``[m, k]`` of the type of ``x``, likewise, written; may be ``x`` or ``y``.
     """
     m, k = x.shape

@@ -163,7 +163,6 @@ def _settings(
     return {
         "model": str(request.model),
         "dtype": request.dtype,
-        "enforce_eager": True,
         "max_model_len": longest + request.tokens + request.drafts + 1,
         "max_num_seqs": _TOGETHER,
         "kv_cache_memory_bytes": 1 << 30,

@@ -275,7 +275,6 @@ def _asker(worker: Worker) -> _Ask:
 def _settings(model: Path) -> dict[str, Any]:
     return {
         "model": str(model),
-        "enforce_eager": True,
         "max_model_len": 1024,
         "max_num_seqs": _SEQUENCES,
         "kv_cache_memory_bytes": 3 << 30,

@@ -206,8 +206,8 @@ def _rotary_embedding(
         raise NotRecordable("rotary embedding of a part of the head")
     if positions.dim() != 1:
         raise NotRecordable("positions of several dimensions")
-    heads = [None if each is None else _heads(each, head_size) for each in (query, key)]
-    native.rotary(native.load(), positions, heads[0], heads[1], table, is_neox)
+    keys = None if key is None else _heads(key, head_size)
+    native.rotary(native.load(), positions, _heads(query, head_size), keys, table, is_neox)
 
 
 def _heads(tensor: torch.Tensor, head_size: int) -> torch.Tensor:

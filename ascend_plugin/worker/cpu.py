@@ -32,7 +32,7 @@ class AscendCPUWorker(CPUWorker):
         self.plugin_config = parse_config(self.vllm_config.additional_config)
         set_policy(self.plugin_config.ops.implementation)
         apply_worker_patches()
-        self._steps: list[RecordedSteps] = []
+        self.recorded_steps: list[RecordedSteps] = []
 
     def load_model(self, **kwargs: Any) -> None:
         """Load the model; tell its layers how their cache is scaled, its drafter how to draft."""
@@ -53,11 +53,11 @@ class AscendCPUWorker(CPUWorker):
         pool, runner = Pool(), self.model_runner
         # vLLM means it to be overridden; as an attribute, because vLLM makes the runner.
         runner._model_forward = RecordedSteps(runner._model_forward, pool)
-        self._steps = [runner._model_forward]
+        self.recorded_steps = [runner._model_forward]
         draft = getattr(getattr(runner, "drafter", None), "model", None)
         if isinstance(draft, torch.nn.Module):
             draft.forward = RecordedSteps(draft.forward, pool, "Draft")
-            self._steps.append(draft.forward)
+            self.recorded_steps.append(draft.forward)
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Allocate the KV cache, on huge pages where the kernel grants them."""
@@ -79,7 +79,7 @@ class AscendCPUWorker(CPUWorker):
 
     def _forget_steps(self) -> None:
         """Record anew: addresses may have changed."""
-        for steps in self._steps:
+        for steps in self.recorded_steps:
             steps.forget()
 
     def _use_huge_pages(self) -> None:

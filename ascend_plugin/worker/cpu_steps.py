@@ -50,6 +50,7 @@ class RecordedSteps:
     """Stands for a model's forward pass: repeats steps that were recorded, records others.
 
     Attributes:
+        name: of the steps in the log.
         recorded: steps recorded.
         repeated: how often one of them ran again.
         given_up: why no more steps are recorded; None: they are.
@@ -65,7 +66,7 @@ class RecordedSteps:
         """
         self._forward = forward
         self._pool = pool
-        self._name = name
+        self.name = name
         self._steps: dict[Hashable, RecordedStep] = {}
         self.recorded = 0
         self.repeated = 0
@@ -99,7 +100,7 @@ class RecordedSteps:
             logger.info(
                 "%s steps of up to %d tokens are recorded and repeated as native calls; the first "
                 "has %d. --enforce-eager switches this off.",
-                self._name,
+                self.name,
                 MAX_TOKENS,
                 len(step.program.steps),
             )
@@ -107,7 +108,7 @@ class RecordedSteps:
 
     def _give_up(self, reason: str, arguments: dict[str, Any]) -> Any:
         self.given_up = reason
-        logger.info("%s steps run operator by operator: %s.", self._name, reason)
+        logger.info("%s steps run operator by operator: %s.", self.name, reason)
         return self._forward(**arguments)
 
 

@@ -65,6 +65,7 @@ class EngineKeeper:
             "metrics": self.metrics(),
             "made_of": self.made_of(),
             "counters": {variant: counts for variant, counts in counted.items() if counts[0]},
+            "steps": self.steps(),
         }
 
     def start(self, settings: dict[str, Any]) -> None:
@@ -182,6 +183,15 @@ class EngineKeeper:
             elif isinstance(metric, Vector):
                 totals |= {f"{metric.name}_{i}": value for i, value in enumerate(metric.values)}
         return totals
+
+    def steps(self) -> dict[str, list[Any]]:
+        """What was recorded on a CPU so far: steps, repetitions, and why no more are."""
+        executor = self.llm.llm_engine.engine_core.engine_core.model_executor
+        worker = getattr(getattr(executor, "driver_worker", None), "worker", None)
+        return {
+            each.name: [each.recorded, each.repeated, each.given_up]
+            for each in getattr(worker, "recorded_steps", [])
+        }
 
     def made_of(self) -> dict[str, Any]:
         """What the engine really runs on, whatever it was asked for."""

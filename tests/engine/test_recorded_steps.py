@@ -27,7 +27,7 @@ def _eagerly(engine: dict[str, Any]) -> dict[str, Any]:
     return {**engine, "enforce_eager": True}
 
 
-def _check_recorded(answer: Answer, repeated: int = 10) -> None:
+def _check_recorded(answer: Answer, repeated: int = 8) -> None:
     recorded, again, given_up = answer.steps["Decode"]
     assert given_up is None
     assert 0 < recorded < 60, "one for each number of tokens and requests"

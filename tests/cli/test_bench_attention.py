@@ -44,6 +44,7 @@ ROW_KEYS = {
 }
 META_KEYS = MACHINE_KEYS | {
     "our_cache",
+    "our_call",
     "stock_cache",
     "interleaving",
     "ratio_vs_stock",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -9,9 +11,11 @@ import torch
 from ascend_plugin.bench.attention.cases import Case
 from ascend_plugin.bench.attention.data import CaseData
 from ascend_plugin.bench.timing import Prepared
+from ascend_plugin.graph.cpu import Pool, record_step
 from ascend_plugin.ops import kv_cache_write as write_op
 from ascend_plugin.ops import paged_attention as attention_op
 from ascend_plugin.ops.native import loader, memory
+from ascend_plugin.worker.cpu_steps import MAX_TOKENS
 
 
 class Contender(Protocol):
@@ -29,7 +33,7 @@ class Contender(Protocol):
 
 
 class PluginContender:
-    """The plugin's operators as its attention backend calls them, on this machine's device."""
+    """The plugin's operators as its engine calls them, on this machine's device."""
 
     name = "ascend-plugin"
 
@@ -74,6 +78,8 @@ class PluginContender:
                 )
 
         implementation = _chosen_implementation(data)
+        if implementation == "native" and is_recorded(case):
+            run = _recorded(run, case.layers)
         return Prepared(
             run=run,
             layers=case.layers,
@@ -83,6 +89,22 @@ class PluginContender:
             isa=loader.load().isa if implementation == "native" else None,
             remark="huge pages granted" if granted else "huge pages refused",
         )
+
+
+def is_recorded(case: Case) -> bool:
+    """Say whether the engine repeats such a call from a recorded step, without Python."""
+    return case.phase != "prefill" and case.batch <= MAX_TOKENS
+
+
+def _recorded(run: Callable[[int], None], layers: int) -> Callable[[int], None]:
+    """Return the same calls as the engine makes them in the steps that it has recorded."""
+    pool = Pool()
+    steps = [record_step(partial(run, layer), pool) for layer in range(layers)]
+
+    def repeat(layer: int) -> None:
+        steps[layer].repeat()
+
+    return repeat
 
 
 def plain_reader(ours: Prepared) -> Prepared:

@@ -21,6 +21,7 @@ from ascend_plugin.bench.runtime import apply_settings
 from ascend_plugin.bench.settings import Settings
 from ascend_plugin.bench.timing import PairedTimes, Prepared, time_pairs
 from ascend_plugin.kv_cache import PageFormat
+from ascend_plugin.worker.cpu_steps import MAX_TOKENS
 
 Report = Callable[[str], None]
 
@@ -57,6 +58,8 @@ def _method(settings: Settings, memory: list[str]) -> dict[str, object]:
         "seconds_per_case": settings.seconds,
         "interleaving": "call by call, A B then B A, each pair on the next layer's caches",
         "ratio_vs_stock": "median over pairs of stock time / our time",
+        "our_call": f"decode and write of up to {MAX_TOKENS} rows: repeated from a recorded step, "
+        "as the engine does; else the operator. vLLM's: its operator, from Python",
         "our_cache": f"torch.zeros, then moved to huge pages as the worker does: {memory}",
         "stock_cache": "torch.zeros, as vLLM allocates it; not quantised",
         "int8_data": f"{QUIET_SHARE:.0%} of (token, head) rows are ten times smaller than the rest",

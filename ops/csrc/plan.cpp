@@ -6,7 +6,7 @@ namespace ascend {
 namespace {
 
 // Items per thread to aim at when splitting long contexts: enough to even out a slow core.
-constexpr int64_t kItemsPerThread = 8;
+constexpr int64_t kItemsPerThread = 4;
 constexpr int kMinSplitTokens = 512;
 // Below this many bytes of K and V, waking other threads costs more than it saves.
 constexpr int64_t kSerialBytes = 128 << 10;

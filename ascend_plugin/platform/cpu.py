@@ -13,6 +13,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from ascend_plugin.config import INT8_DTYPE, ConfigError
 from ascend_plugin.quantization import adopt as adopt_quantization
 from ascend_plugin.quantization import register as register_quantization
+from ascend_plugin.worker.cpu_process import may_share
 
 from .attention_choice import latents_refused, register_as_custom, why_not
 from .common import LORA, configure
@@ -81,6 +82,8 @@ class AscendCPUPlatform(CpuPlatform):
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
         if vllm_config.parallel_config.worker_cls == "auto":
             vllm_config.parallel_config.worker_cls = WORKER
+        # vLLM gives every model on a CPU a process of its own; ask before it decides.
+        shares = may_share(vllm_config)
         model = vllm_config.model_config
         if model is not None and model.use_mla and not latents_refused(vllm_config):
             limits = LatentLimits.of(vllm_config)
@@ -88,6 +91,8 @@ class AscendCPUPlatform(CpuPlatform):
             limits.restore(vllm_config)
         else:
             super().check_and_update_config(vllm_config)
+        if shares:
+            vllm_config.parallel_config.distributed_executor_backend = "uni"
 
     @classmethod
     def register_triton_kernel_overrides(cls) -> None:

@@ -15,6 +15,7 @@ from ascend_plugin.graph.cpu import Pool
 from ascend_plugin.ops.dispatch import set_policy
 from ascend_plugin.ops.native import memory
 from ascend_plugin.spec_decode.prepare import prepare_drafter
+from ascend_plugin.worker.cpu_process import is_shared, use_cores
 from ascend_plugin.worker.cpu_steps import RecordedSteps, refusal
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ class AscendCPUWorker(CPUWorker):
         set_policy(self.plugin_config.ops.implementation)
         apply_worker_patches()
         self.recorded_steps: list[RecordedSteps] = []
+
+    def init_device(self) -> None:
+        """Take every core where the model shares the scheduler's process."""
+        if is_shared(self.vllm_config):
+            use_cores()
+        super().init_device()
 
     def load_model(self, **kwargs: Any) -> None:
         """Load the model; tell its layers how their cache is scaled, its drafter how to draft."""

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 from int8_engines import Int8Models
-from serving import ask, expect_an_answer, serving, stop
+from serving import ask, expect_an_answer, expect_end_with_engine, serving, stop
 
 from ascend_plugin.model.tiny import write_tiny_llama
+from ascend_plugin.worker.cpu_process import cores_are_few
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPOSITORY / "configs" / "serve").glob("*.yaml"))
@@ -25,14 +26,16 @@ def test_serve(smollm2: str, tmp_path: Path) -> None:
     config = str(REPOSITORY / "configs" / "serve" / "smollm2-cpu.yaml")
     with serving(tmp_path, smollm2, "--config", config, "--block-size", "32") as server:
         expect_an_answer(server, "What is the capital of France?", "Paris")
-        assert "paged_attention runs on 'native'" in server[2].read_text()
+        log = server[2].read_text()
+        assert "paged_attention runs on 'native'" in log
+        assert ("The model runs in the scheduler's process" in log) == cores_are_few()
         stop(server)
 
 
 @pytest.mark.engine
 @pytest.mark.slow
 def test_counters_of_an_int8_cache_on_metrics(int8: Int8Models, tmp_path: Path) -> None:
-    """From the worker's process to the server's."""
+    """From the worker's process to the server's, which ends when the worker does."""
     model = int8("llama")
     options = {
         "--served-model-name": "tiny",
@@ -43,7 +46,8 @@ def test_counters_of_an_int8_cache_on_metrics(int8: Int8Models, tmp_path: Path) 
         "--additional-config": json.dumps(model.config("c8p")),
     }
     flags = ["--skip-tokenizer-init", "--enforce-eager"]
-    with serving(tmp_path, model.path, *flags, *sum(options.items(), ())) as (_, port, _log):
+    with serving(tmp_path, model.path, *flags, *sum(options.items(), ())) as server:
+        port = server[1]
         assert "ascend_plugin:kv_cache_rows_total{" not in ask(port, "/metrics")
         prompt = [5, 7, 14, 21, 9, 28, 35, 42]
         body = {"model": "tiny", "prompt": prompt, "max_tokens": 4, "detokenize": False}
@@ -51,6 +55,7 @@ def test_counters_of_an_int8_cache_on_metrics(int8: Int8Models, tmp_path: Path) 
         labels = '{model_name="tiny",variant="c8p"}'
         lines = ask(port, "/metrics").splitlines()
         counts = {line.split("{")[0]: float(line.split()[-1]) for line in lines if labels in line}
+        expect_end_with_engine(server)
     rows = (len(prompt) + 3) * 2 * 2 * model.offline.layers
     assert counts["ascend_plugin:kv_cache_rows_total"] == rows
     assert 0 < counts["ascend_plugin:kv_cache_patched_total"] < rows

@@ -115,3 +115,34 @@ def stop(server: Server) -> None:
     assert process.wait(60) in (0, -signal.SIGINT, 128 + signal.SIGINT)
     wait_until_gone(process.pid, 30)
     expect_clean_stop(log.read_text()[before:])
+
+
+def expect_end_with_engine(server: Server) -> None:
+    """Kill the process with the engine, as a fault in a kernel would: the server ends, as a whole.
+
+    Nothing that could never answer may stay and look alive. (vLLM's server then returns 0.)
+    """
+    process, _, _ = server
+    names = {stat.parent.name: _name(stat) for stat in _children(process.pid)}
+    engines = [int(pid) for pid, name in names.items() if name.startswith("VLLM::EngineCor")]
+    assert len(engines) == 1, names
+    os.kill(engines[0], signal.SIGKILL)
+    process.wait(60)
+    wait_until_gone(process.pid, 30)
+
+
+def _children(parent: int) -> list[Path]:
+    stats = Path("/proc").glob("[0-9]*/stat")
+    return [stat for stat in stats if _fields(stat)[1:2] == [str(parent)]]
+
+
+def _name(stat: Path) -> str:
+    return stat.with_name("comm").read_text().strip()
+
+
+def _fields(stat: Path) -> list[str]:
+    """Return what follows the name: state, parent, group; nothing of a process that is gone."""
+    try:
+        return stat.read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []

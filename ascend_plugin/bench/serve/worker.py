@@ -70,15 +70,11 @@ class Engine:
         compilation = self._engine.vllm_config.compilation_config
         if compilation.mode != CompilationMode.NONE:
             return f"torch.compile ({compilation.mode.name}, {compilation.backend})"
-        return "eager" if self._recorded_steps() is None else "recorded steps"
+        return "recorded steps" if self._recorded_steps() else "eager"
 
-    def _recorded_steps(self) -> RecordedSteps | None:
-        """Return what records the plugin's decode steps; None: nothing does."""
-        from ascend_plugin.worker.cpu_steps import RecordedSteps
-
-        worker = self._engine.model_executor.driver_worker.worker
-        forward = worker.model_runner._model_forward
-        return forward if isinstance(forward, RecordedSteps) else None
+    def _recorded_steps(self) -> list[RecordedSteps]:
+        """Return what records decode steps; empty in stock vLLM, or if nothing does."""
+        return getattr(self._engine.model_executor.driver_worker.worker, "recorded_steps", [])
 
     def prefill(self, command: messages.Prefill) -> messages.Prefilled:
         """Submit prompts and step until each has a token."""
@@ -129,9 +125,9 @@ class Engine:
         while self._engine.has_unfinished_requests():
             self._engine.step()
         self._tokens = {}
-        steps = self._recorded_steps()
-        given_up = None if steps is None else steps.given_up
-        return messages.Finished(tokens, given_up and f"steps were not recorded: {given_up}")
+        reasons = [steps.given_up for steps in self._recorded_steps() if steps.given_up]
+        note = f"steps were not recorded: {'; '.join(reasons)}" if reasons else None
+        return messages.Finished(tokens, note)
 
     def _step(self) -> list[str]:
         """Run one step; return the requests that got a token."""

@@ -22,7 +22,8 @@ from ascend_plugin.cli.output import clean_stdout, progress, remark, table_conso
 
 if TYPE_CHECKING:
     from ascend_plugin.bench.npu_cost.settings import Settings as CostSettings
-    from ascend_plugin.bench.serve.runner import Settings as ServeSettings
+    from ascend_plugin.bench.serve.contest import Entrants
+    from ascend_plugin.bench.serve.settings import Settings as ServeSettings
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -125,31 +126,38 @@ def mla(
 @app.command()
 def serve(
     model: options.Models = None,
-    batch: options.ServeBatch = 8,
+    weights: options.ServeWeights = "bf16",
+    batch: options.ServeBatches = None,
     context: options.ServeContexts = None,
     new_tokens: options.DecodeSteps = 32,
     rounds: options.Rounds = 3,
     threads: options.Threads = None,
     variant: options.ServeVariant = "bf16",
     scales: options.ServeScales = None,
-    eager: options.Eager = True,
+    eager: options.Eager = None,
+    stock: options.Stock = True,
+    stock_model: options.StockModel = None,
+    peer: options.ServePeer = None,
+    gguf: options.Gguf = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure whole engines: vLLM's CPU platform and the plugin, in turn, on the same prompts."""
+    from ascend_plugin.bench.serve.contest import Entrants
     from ascend_plugin.bench.serve.models import DEFAULT_MODELS
-    from ascend_plugin.bench.serve.runner import Settings
+    from ascend_plugin.bench.serve.settings import Settings
 
     settings = Settings(
-        batch=batch,
+        batches=tuple(batch or (8,)),
         contexts=tuple(context or (1536, 4096)),
         new_tokens=new_tokens,
         rounds=rounds,
         threads=machine.available_cpus() if threads is None else threads,
         variant=cases.known("--variant", variant, cases.VARIANTS),
-        eager=eager,
+        execution="default" if eager is None else "eager" if eager else "compile",
         scales=scales,
     )
-    _measure_serving(model or list(DEFAULT_MODELS), settings, as_json)
+    entrants = Entrants(model or DEFAULT_MODELS, weights, stock, stock_model, peer, gguf)
+    _measure_serving(entrants, settings, as_json)
 
 
 @app.command()
@@ -217,9 +225,9 @@ def _measure_operators(
         )
 
 
-def _measure_serving(names: list[str], settings: ServeSettings, as_json: bool) -> None:
+def _measure_serving(entrants: Entrants, settings: ServeSettings, as_json: bool) -> None:
     from ascend_plugin.bench.serve import runner
-    from ascend_plugin.bench.serve.models import resolve_model
+    from ascend_plugin.bench.serve.contest import make_contests
     from ascend_plugin.cli import tables
 
     with (
@@ -227,10 +235,10 @@ def _measure_serving(names: list[str], settings: ServeSettings, as_json: bool) -
         tempfile.TemporaryDirectory(prefix="ascend-plugin-bench-") as folder,
     ):
         scratch = Path(folder)
-        models = [resolve_model(name, scratch) for name in names]
+        contests = make_contests(entrants, scratch)
         load = _load_average()
         with progress() as report:
-            outcome = runner.run_models(models, settings, scratch, report)
+            outcome = runner.run_contests(contests, settings, scratch, report)
         meta = machine.describe(settings.threads, outcome.isa, load)
         meta |= runner.method(settings, outcome)
         if as_json:

@@ -10,6 +10,8 @@ import typer
 from ascend_plugin.bench.npu_cost.models import GEOMETRIES
 from ascend_plugin.bench.npu_cost.settings import GRAPHS
 from ascend_plugin.bench.npu_cost.settings import VARIANTS as COST_VARIANTS
+from ascend_plugin.bench.serve.contest import Peer
+from ascend_plugin.bench.serve.models import Weights
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object: rows and meta.")]
 Threads = Annotated[
@@ -115,7 +117,26 @@ Models = Annotated[
         show_default="both known models",
     ),
 ]
-ServeBatch = Annotated[int, typer.Option(help="Requests at once.")]
+ServeBatches = Annotated[
+    list[int] | None, typer.Option(help="Requests at once; repeatable.", show_default="8")
+]
+ServeWeights = Annotated[
+    Weights, typer.Option(help="The plugin's weights of qwen3-28x1024; vLLM's stay bf16.")
+]
+StockModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|NAME",
+        help="What vLLM serves, such as the bf16 checkpoint of a quantised --model.",
+        show_default="the --model",
+    ),
+]
+Stock = Annotated[bool, typer.Option("--stock/--no-stock", help="Whether vLLM runs too.")]
+ServePeer = Annotated[
+    Peer | None,
+    typer.Option("--peer", help="A third contender: llama.cpp, if llama-cpp-python is installed."),
+]
+Gguf = Annotated[Path | None, typer.Option(metavar="FILE", help="The model as llama.cpp reads it.")]
 ServeContexts = Annotated[
     list[int] | None,
     typer.Option(help="Tokens of a prompt; repeatable.", show_default="1536, 4096"),
@@ -135,7 +156,12 @@ ServeScales = Annotated[
     typer.Option(metavar="FILE", help="Static scales for c8s and c8p, of the one --model."),
 ]
 Eager = Annotated[
-    bool, typer.Option("--eager/--compile", help="Without or with torch.compile (slower start).")
+    bool | None,
+    typer.Option(
+        "--eager/--compile",
+        help="Both of vLLM's engines without or with torch.compile.",
+        show_default="each as it runs without flags",
+    ),
 ]
 
 CostModel = Annotated[

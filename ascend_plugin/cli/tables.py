@@ -12,7 +12,7 @@ from ascend_plugin.bench.linear.cases import scheme_label
 from ascend_plugin.bench.linear.rows import LinearRow
 from ascend_plugin.bench.mla.cases import MlaRow
 from ascend_plugin.bench.npu_cost.rows import CostRow, KernelRow
-from ascend_plugin.bench.serve.runner import ServeRow
+from ascend_plugin.bench.serve.rows import ServeRow
 
 if TYPE_CHECKING:  # torch must not be imported for a table: on an NPU that prints to stdout
     from ascend_plugin.mtp.evaluate import EvalResult
@@ -103,26 +103,32 @@ def mla_table(rows: Sequence[MlaRow], meta: Mapping[str, object]) -> Table:
 
 def serve_table(rows: Sequence[ServeRow], meta: Mapping[str, object]) -> Table:
     """Return the table of ``bench serve``."""
-    mode = "eager" if meta["eager"] else "torch.compile"
-    table = _table(f"serving, {_where(meta)}, {mode}")
+    table = _table(f"serving, {_where(meta)}, execution {meta['execution']}")
     table.add_column("model")
-    for name in ("batch", "context", "decode tok/s", "vLLM tok/s", "ratio"):
-        table.add_column(name, justify="right")
-    for name in ("TTFT ms", "vLLM TTFT ms", "TTFT ratio", "equal tokens"):
+    peer = any(row.peer_decode_tok_s is not None for row in rows)
+    for name in (
+        *("batch", "context", "decode tok/s", "vLLM tok/s", "ratio"),
+        *(("llama.cpp tok/s", "ratio", "llama.cpp TTFT ms") if peer else ()),
+        *("TTFT ms", "vLLM TTFT ms", "TTFT ratio", "equal tokens"),
+    ):
         table.add_column(name, justify="right")
     table.add_column("note")
     for row in rows:
+        speeds = [_number(row.decode_tok_s), _number(row.stock_decode_tok_s)]
+        speeds.append(_ratio(True, row.ratio_vs_stock))
+        if peer:
+            speeds += [_number(row.peer_decode_tok_s), _ratio(True, row.ratio_vs_peer)]
+            speeds.append(_number(row.peer_ttft_ms))
+        compared = row.tokens_compared
         table.add_row(
             f"{row.model} {row.variant}",
             str(row.batch),
             str(row.context),
-            _number(row.decode_tok_s),
-            _number(row.stock_decode_tok_s),
-            f"[bold]{row.ratio_vs_stock:.2f}×[/]",
+            *speeds,
             _number(row.ttft_ms),
             _number(row.stock_ttft_ms),
-            f"{row.ttft_ratio_vs_stock:.2f}×",
-            f"{row.tokens_equal_prefix} of {row.tokens_compared}",
+            "–" if row.ttft_ratio_vs_stock is None else f"{row.ttft_ratio_vs_stock:.2f}×",
+            "–" if compared is None else f"{row.tokens_equal_prefix} of {compared}",
             row.note or "",
         )
     return table

@@ -10,7 +10,9 @@ import pytest
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.serve import driver
 from ascend_plugin.bench.serve.models import QWEN3, resolve_model
-from ascend_plugin.bench.serve.runner import Settings, equal_prefix, random_prompts
+from ascend_plugin.bench.serve.rows import equal_prefix
+from ascend_plugin.bench.serve.runner import random_prompts
+from ascend_plugin.bench.serve.settings import Settings
 
 
 @dataclass
@@ -22,13 +24,12 @@ class _Unknown:
 
 def _settings(**changes) -> Settings:
     values = {
-        "batch": 8,
+        "batches": (1, 8),
         "contexts": (1536,),
         "new_tokens": 32,
         "rounds": 3,
         "threads": 1,
         "variant": "bf16",
-        "eager": True,
     }
     return Settings(**(values | changes))
 
@@ -43,6 +44,12 @@ def test_contenders_differ_in_the_plugins_alone():
     assert ours["KEPT"] == "yes"
     assert "VLLM_TARGET_DEVICE" not in ours
     assert "VLLM_CPU_KVCACHE_SPACE" not in ours
+
+
+def test_llama_cpp_gets_the_callers_environment():
+    environment = {"LD_PRELOAD": "/opt/mine.so", "OMP_NUM_THREADS": "7"}
+    peer = driver.worker_environment(driver.LLAMA_CPP, 2, environment)
+    assert peer == {"LD_PRELOAD": "/opt/mine.so", "OMP_NUM_THREADS": "2"}
 
 
 def test_an_openmp_that_is_preloaded_stays_the_only_one():
@@ -66,7 +73,7 @@ def test_equal_prefix():
 def test_requests_outlive_all_rounds():
     settings = _settings()
     # The first of 8 requests decodes in every step of the others' prefill.
-    assert settings.max_tokens(1536) > 3 * 32 + 8 * 1536 // 4096
+    assert settings.max_tokens(8, 1536) > 3 * 32 + 8 * 1536 // 4096
 
 
 def test_the_dummy_model_is_what_it_says(tmp_path):

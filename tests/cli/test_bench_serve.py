@@ -19,9 +19,12 @@ ROW_KEYS = {
     "decode_tok_s",
     "stock_decode_tok_s",
     "ratio_vs_stock",
+    "peer_decode_tok_s",
+    "ratio_vs_peer",
     "ttft_ms",
     "stock_ttft_ms",
     "ttft_ratio_vs_stock",
+    "peer_ttft_ms",
     "tokens_equal_prefix",
     "tokens_compared",
     "note",
@@ -31,9 +34,13 @@ ROW_KEYS = {
 @pytest.mark.engine
 @pytest.mark.slow
 def test_two_engines_in_turn(run_cli, tmp_path):
-    model = write_tiny_llama(tmp_path / "tiny", dtype="float32", head_dim=32)
+    model, theirs = (
+        write_tiny_llama(tmp_path / name, dtype="float32", head_dim=32)
+        for name in ("tiny", "theirs")
+    )
     done = run_cli(
         *("bench", "serve", "--model", model, "--variant", "fp32", "--batch", "2"),
+        *("--stock-model", theirs, "--eager"),
         *("--context", "40", "--context", "150", "--new-tokens", "3", "--rounds", "2"),
         *("--threads", "1", "--json"),
     )
@@ -51,21 +58,32 @@ def test_two_engines_in_turn(run_cli, tmp_path):
     assert engines["ascend-plugin"]["platform"].startswith("ascend_plugin.platform.")
     assert engines["vllm"]["platform"] == "vllm.platforms.cpu.CpuPlatform"
     assert engines["vllm"]["threads"] == engines["ascend-plugin"]["threads"] == 1
-    assert result["meta"]["eager"] is True
+    assert engines["vllm"]["execution"] == engines["ascend-plugin"]["execution"] == "eager"
+    assert result["meta"]["execution"] == "eager"
+    checkpoints = result["meta"]["checkpoints"][str(model)]
+    assert checkpoints == {"ascend-plugin": str(model), "vllm": str(theirs), "llama.cpp": None}
 
 
 @pytest.mark.engine
 @pytest.mark.slow
-def test_an_int8_cache_against_stock(run_cli, tmp_path):
+def test_an_int8_cache_alone_in_several_batches(run_cli, tmp_path):
     model = write_tiny_llama(tmp_path / "tiny", head_dim=32)
     done = run_cli(
-        *("bench", "serve", "--model", model, "--variant", "c8d-fast", "--batch", "2"),
-        *("--context", "40", "--new-tokens", "2", "--rounds", "1", "--threads", "1", "--json"),
+        *("bench", "serve", "--model", model, "--variant", "c8d-fast", "--no-stock"),
+        *("--batch", "1", "--batch", "2", "--context", "40", "--new-tokens", "2"),
+        *("--rounds", "1", "--threads", "1", "--json"),
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert [row["variant"] for row in result["rows"]] == ["c8d-fast"]
+    assert [row["batch"] for row in result["rows"]] == [1, 2]
+    for row in result["rows"]:
+        assert row["variant"] == "c8d-fast"
+        assert row["decode_tok_s"] > 0
+        assert row["stock_decode_tok_s"] is row["ratio_vs_stock"] is row["note"] is None
     assert result["meta"]["kv_cache"] == {"variant": "c8d", "precision": "fast"}
+    assert result["meta"]["execution"] == "default"
+    assert list(result["meta"]["engines"][str(model)]) == ["ascend-plugin"]
+    assert result["meta"]["engines"][str(model)]["ascend-plugin"]["execution"] == "recorded steps"
 
 
 @pytest.mark.engine
@@ -91,6 +109,8 @@ def test_an_engine_that_does_not_start_shows_its_last_lines(run_cli, tmp_path):
         (("--rounds", "0"), ("--rounds 0",)),
         (("--threads", "100000"), ("--threads 100000",)),
         (("--context", "0"), ("--context 0", "at least 1")),
+        (("--model", "smollm2", "--weights", "w4a16"), ("--weights w4a16", "qwen3-28x1024")),
+        (("--model", "m", "--peer", "llama.cpp"), ("--peer llama.cpp", "--gguf FILE")),
         (
             ("--model", "qwen3-28x1024", "--context", "50000"),
             ("--context 50000", "40960 positions", "Lower --context"),

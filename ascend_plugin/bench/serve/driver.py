@@ -30,24 +30,34 @@ class ContenderSpec:
 
     Attributes:
         name: in results.
-        plugins: value of ``VLLM_PLUGINS``.
-        platform_of: package that the platform class must come from.
+        plugins: value of ``VLLM_PLUGINS``; None: it is not vLLM.
+        platform_of: package that the platform must come from.
+        module: that the process runs.
     """
 
     name: str
-    plugins: str
+    plugins: str | None
     platform_of: str
+    module: str = "ascend_plugin.bench.serve.worker"
 
 
 OURS = ContenderSpec("ascend-plugin", "ascend,ascend_general", "ascend_plugin")
 STOCK = ContenderSpec("vllm", "none", "vllm")
+LLAMA_CPP = ContenderSpec(
+    "llama.cpp", None, "llama_cpp", "ascend_plugin.bench.serve.llama_cpp_worker"
+)
 
 
 def worker_environment(
     spec: ContenderSpec, threads: int, environment: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return a worker's environment: equal for both contenders but for ``VLLM_PLUGINS``."""
+    """Return a worker's environment: equal for both of vLLM's but for ``VLLM_PLUGINS``.
+
+    llama.cpp gets the caller's own with the same number of threads.
+    """
     kept = {name: value for name, value in environment.items() if name not in _UNSET}
+    if spec.plugins is None:
+        return kept | {"OMP_NUM_THREADS": str(threads)}
     return kept | {
         "VLLM_PLUGINS": spec.plugins,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -101,7 +111,7 @@ class WorkerProcess:
         self._log = log
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ascend_plugin.bench.serve.worker"],
+                [sys.executable, "-m", spec.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

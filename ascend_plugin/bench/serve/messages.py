@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
+
+#: How engines execute a step: as each does without flags, both without torch.compile
+#: (``--enforce-eager``), or both with it.
+Execution = Literal["default", "eager", "compile"]
+EXECUTIONS: tuple[Execution, ...] = get_args(Execution)
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +19,7 @@ class Load:
         model: folder.
         load_format: vLLM's.
         dtype: vLLM's name of the element type.
-        eager: without torch.compile.
+        execution: what the flags ask for.
         max_model_len: longest sequence.
         max_num_seqs: sequences of a step.
         max_num_batched_tokens: tokens of a step: longer prompts are prefilled in chunks.
@@ -26,7 +31,7 @@ class Load:
     model: str
     load_format: str
     dtype: str
-    eager: bool
+    execution: Execution
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -36,19 +41,43 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadGguf:
+    """Start llama.cpp on a GGUF file; answered with what really runs.
+
+    Attributes:
+        path: of the file.
+        vocabulary: token ids that the prompts are drawn from.
+        threads: for prompts and for decode steps.
+        max_model_len: longest sequence.
+        max_num_seqs: sequences of a step.
+        max_num_batched_tokens: tokens of a call: longer prompts come in chunks.
+    """
+
+    path: str
+    vocabulary: int
+    threads: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """What runs in a worker.
 
     Attributes:
-        platform: class that vLLM chose.
+        platform: class that vLLM chose, or the version of llama.cpp's bindings.
         attention: attention backends of the layers.
-        kernels: instruction set of the plugin's native kernels; None: vLLM's, or plain torch.
-        threads: of torch.
+        execution: how it executes a step.
+        kernels: instruction set of the plugin's native kernels, or all that llama.cpp says of its
+            own; None: vLLM's, or plain torch.
+        threads: of torch, or of llama.cpp.
         seconds: time to start.
     """
 
     platform: str
     attention: list[str]
+    execution: str
     kernels: str | None
     threads: int
     seconds: float
@@ -95,14 +124,20 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Attributes: ``tokens``: every request's output."""
+    """The end of a case.
+
+    Attributes:
+        tokens: every request's output.
+        note: what did not run as ``Loaded`` said; None: all did.
+    """
 
     tokens: list[list[int]]
+    note: str | None = None
 
 
-Command = Load | Prefill | Decode | Finish
+Command = Load | LoadGguf | Prefill | Decode | Finish
 Answer = Loaded | Prefilled | Decoded | Finished
 
 COMMANDS: dict[str, type[Command]] = {
-    kind.__name__: kind for kind in (Load, Prefill, Decode, Finish)
+    kind.__name__: kind for kind in (Load, LoadGguf, Prefill, Decode, Finish)
 }

@@ -11,6 +11,10 @@ from typing import Any, Literal
 from ascend_plugin.bench.decoder_config import decoder_config
 from ascend_plugin.bench.elements import ITEMSIZE, Element
 from ascend_plugin.bench.errors import BenchError
+from ascend_plugin.bench.serve.drawn_weights import write_w4a16
+
+#: How the weights of drawn models are held.
+Weights = Literal["bf16", "w4a16"]
 
 SMOLLM2 = "smollm2"
 QWEN3 = "qwen3-28x1024"
@@ -32,6 +36,8 @@ _QWEN3_CONFIG = decoder_config(
 
 #: Models whose weights are drawn at start, by name.
 DUMMY_MODELS: dict[str, dict[str, Any]] = {QWEN3: _QWEN3_CONFIG}
+#: Names of models that are drawn, in all weights.
+_DRAWN = {name for dummy in DUMMY_MODELS for name in (dummy, f"{dummy}-w4a16")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,11 @@ class ServeModel:
     path: Path
     load_format: Literal["auto", "dummy"]
     config: Mapping[str, Any]
+
+    @property
+    def described(self) -> str:
+        """What it is, for ``meta``."""
+        return f"{self.name}, drawn weights" if self.name in _DRAWN else str(self.path)
 
     @property
     def vocabulary(self) -> int:
@@ -80,21 +91,27 @@ class ServeModel:
         return ITEMSIZE[element] * (layers * per_layer + 2 * hidden * self.vocabulary)
 
 
-def resolve_model(name: str, scratch: Path) -> ServeModel:
+def resolve_model(
+    name: str, scratch: Path, *, weights: Weights = "bf16", option: str = "--model"
+) -> ServeModel:
     """Return the model that a name or path stands for.
 
     Args:
         name: ``smollm2``, a dummy model's name, or a folder with ``config.json``.
-        scratch: folder for the ``config.json`` of dummy models.
+        scratch: folder for dummy models.
+        weights: how a dummy model's are held.
+        option: that named it.
 
     Raises:
         BenchError: there is no such model, or its configuration lacks what is needed.
     """
     if name in DUMMY_MODELS:
-        folder = scratch / name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(DUMMY_MODELS[name]), encoding="utf-8")
-        return ServeModel(name, folder, "dummy", DUMMY_MODELS[name])
+        return _drawn_model(name, scratch, weights)
+    if weights != "bf16":
+        raise BenchError(
+            f"--weights {weights} draws weights, and {option} {name} has its own: use it with "
+            f"--model {', '.join(DUMMY_MODELS)}, or name a quantised checkpoint."
+        )
     folder = _smollm2_folder() if name == SMOLLM2 else Path(name).resolve()
     if not (folder / "config.json").is_file():
         remedy = (
@@ -102,17 +119,30 @@ def resolve_model(name: str, scratch: Path) -> ServeModel:
             if name == SMOLLM2
             else f"Use a folder with config.json, or one of {', '.join(DEFAULT_MODELS)}."
         )
-        raise BenchError(f"--model {name}: {folder / 'config.json'} does not exist. {remedy}")
+        raise BenchError(f"{option} {name}: {folder / 'config.json'} does not exist. {remedy}")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config", config)
     needed = ("vocab_size", "num_hidden_layers", "num_attention_heads", "hidden_size")
     missing = [key for key in (*needed, "max_position_embeddings") if key not in config]
     if missing:
         raise BenchError(
-            f"--model {name}: its config.json has no {', '.join(missing)}; bench serve measures "
+            f"{option} {name}: its config.json has no {', '.join(missing)}; bench serve measures "
             "decoder models with attention. Choose another model."
         )
     return ServeModel(name, folder, "auto", config)
+
+
+def _drawn_model(name: str, scratch: Path, weights: Weights) -> ServeModel:
+    """Return a dummy model: vLLM draws floats itself, integers are written."""
+    config = DUMMY_MODELS[name]
+    if weights == "w4a16":
+        folder = scratch / f"{name}-{weights}"
+        write_w4a16(folder, config)
+        return ServeModel(folder.name, folder, "auto", config)
+    folder = scratch / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return ServeModel(name, folder, "dummy", config)
 
 
 def _smollm2_folder() -> Path:

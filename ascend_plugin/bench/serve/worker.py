@@ -1,18 +1,15 @@
-"""One engine in one process, commanded over stdin: ``python -m ascend_plugin.bench.serve.worker``.
-
-Answers go to what was stdout at start; everything that vLLM prints there goes to stderr.
-"""
+"""vLLM's engine in one process: ``python -m ascend_plugin.bench.serve.worker``."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ascend_plugin.bench.serve import messages
+from ascend_plugin.bench.serve.answering import answer_commands
+
+if TYPE_CHECKING:
+    from ascend_plugin.worker.cpu_steps import RecordedSteps
 
 
 class Engine:
@@ -28,7 +25,8 @@ class Engine:
                 model=command.model,
                 load_format=command.load_format,
                 dtype=command.dtype,
-                enforce_eager=command.eager,
+                enforce_eager=command.execution == "eager",
+                compilation_config=_compilation(command.execution),
                 max_model_len=command.max_model_len,
                 max_num_seqs=command.max_num_seqs,
                 max_num_batched_tokens=command.max_num_batched_tokens,
@@ -57,10 +55,26 @@ class Engine:
             for groups in runner.attn_groups
             for group in groups
         }
-        platform = f"{kind.__module__}.{kind.__qualname__}"
-        kernels = _native_isa() if kind.__module__.startswith("ascend_plugin.") else None
-        threads = torch.get_num_threads()
-        return messages.Loaded(platform, sorted(backends), kernels, threads, round(seconds, 1))
+        return messages.Loaded(
+            platform=f"{kind.__module__}.{kind.__qualname__}",
+            attention=sorted(backends),
+            execution=self._execution(),
+            kernels=_native_isa() if kind.__module__.startswith("ascend_plugin.") else None,
+            threads=torch.get_num_threads(),
+            seconds=round(seconds, 1),
+        )
+
+    def _execution(self) -> str:
+        from vllm.config import CompilationMode
+
+        compilation = self._engine.vllm_config.compilation_config
+        if compilation.mode != CompilationMode.NONE:
+            return f"torch.compile ({compilation.mode.name}, {compilation.backend})"
+        return "recorded steps" if self._recorded_steps() else "eager"
+
+    def _recorded_steps(self) -> list[RecordedSteps]:
+        """Return what records decode steps; empty in stock vLLM, or if nothing does."""
+        return getattr(self._engine.model_executor.driver_worker.worker, "recorded_steps", [])
 
     def prefill(self, command: messages.Prefill) -> messages.Prefilled:
         """Submit prompts and step until each has a token."""
@@ -111,7 +125,9 @@ class Engine:
         while self._engine.has_unfinished_requests():
             self._engine.step()
         self._tokens = {}
-        return messages.Finished(tokens)
+        reasons = [steps.given_up for steps in self._recorded_steps() if steps.given_up]
+        note = f"steps were not recorded: {'; '.join(reasons)}" if reasons else None
+        return messages.Finished(tokens, note)
 
     def _step(self) -> list[str]:
         """Run one step; return the requests that got a token."""
@@ -122,6 +138,13 @@ class Engine:
                 self._tokens[output.request_id] += new
                 served.append(output.request_id)
         return served
+
+
+def _compilation(execution: messages.Execution) -> dict[str, Any]:
+    """Return vLLM's ``compilation_config``; empty: its own, or the plugin's, default."""
+    from vllm.config import CompilationMode
+
+    return {"mode": CompilationMode.VLLM_COMPILE} if execution == "compile" else {}
 
 
 def _native_isa() -> str | None:
@@ -155,20 +178,9 @@ class Worker:
             return self._engine.prefill(command)
         if isinstance(command, messages.Decode):
             return self._engine.decode(command)
+        assert isinstance(command, messages.Finish), f"{command} is not for vLLM"
         return self._engine.finish()
 
 
-def main() -> None:
-    """Answer commands until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    worker = Worker()
-    for line in sys.stdin:
-        name, arguments = json.loads(line)
-        answer = worker.run(messages.COMMANDS[name](**arguments))
-        answers.write(json.dumps(asdict(answer)) + "\n")
-        answers.flush()
-
-
 if __name__ == "__main__":
-    main()
+    answer_commands(Worker().run)

@@ -34,15 +34,12 @@ def rotary(
         query: ``[m, query heads, head_dim]``, contiguous in its last dimension. The first
             ``rotary_dim`` elements of a head are turned, the others stay.
         key: ``[m, kv heads, head_dim]``, likewise, or None.
-        table: ``[rows, rotary_dim]`` of the type of ``query``, rows contiguous: half a row of
-            cosines, then of sines.
-        halves: an element turns with that half of ``rotary_dim`` behind it (NeoX), else with its
-            neighbour (GPT-J).
+        table: ``[rows, rotary_dim]`` of the type of ``query``: half a row of cosines, then sines.
+        halves: an element turns with that half of ``rotary_dim`` behind it (NeoX), or the next one.
 
     Raises:
         ValueError: a position outside the table; nothing was written.
     """
-    m, heads, _ = query.shape
     turned = query if key is None else key
     rows, rotary_dim = table.shape
     strides = (query.stride(0), query.stride(1), turned.stride(0), turned.stride(1))
@@ -55,8 +52,7 @@ def rotary(
             *strides,
             table.stride(0),
             rows,
-            m,
-            heads,
+            *query.shape[:2],
             0 if key is None else key.shape[1],
             rotary_dim,
             halves,

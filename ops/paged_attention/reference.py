@@ -69,7 +69,6 @@ def paged_attention(
     Raises:
         ValueError: a block id that is used lies outside the pages.
     """
-    scores = Scores(scale, causal, window, soft_cap, alibi_slopes, sinks)
     attended = []  # kept until every block id is known to be good
     for i, (start, stop) in enumerate(pairwise(query_start_loc.tolist())):
         length, count = int(seq_lens[i]), stop - start
@@ -86,11 +85,11 @@ def paged_attention(
             value,
             torch.arange(length - count, length),
             torch.arange(first, max(length, first)),
-            scores,
+            Scores(scale, causal, window, soft_cap, alibi_slopes, sinks),
         )
-        attended.append((start, stop, result.to(out.dtype)))
-    for start, stop, result in attended:
-        out[start:stop] = result
+        attended.append((slice(start, stop), result.to(out.dtype)))
+    for rows, result in attended:
+        out[rows] = result
 
 
 def _tokens(plane: torch.Tensor, skip: int, count: int) -> torch.Tensor:

@@ -78,10 +78,9 @@ class PluginContender:
                 )
 
         implementation = _chosen_implementation(data)
-        if implementation == "native" and is_recorded(case):
-            run = _recorded(run, case.layers)
+        recorded = implementation == "native" and is_recorded(case)
         return Prepared(
-            run=run,
+            run=_recorded(run, case.layers) if recorded else run,
             layers=case.layers,
             result=result,
             caches=tuple(caches),

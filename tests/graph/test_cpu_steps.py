@@ -117,8 +117,22 @@ def test_weights_are_read_where_they_are() -> None:
     torch.testing.assert_close(step.repeat(), decoder(), rtol=1e-5, atol=1e-5)
 
 
+def test_what_draft_layers_do_with_their_inputs() -> None:
+    positions, embeddings, hidden = torch.arange(4), torch.randn(4, 8), torch.randn(4, 6)
+
+    def prepare() -> torch.Tensor:
+        kept = torch.where(positions.unsqueeze(-1) == 0, 0, embeddings)
+        return torch.cat([hidden, kept], dim=-1)
+
+    step = record_step(prepare, Pool())
+    for first in (0, 1, -2):
+        torch.arange(first, first + 4, out=positions)
+        assert torch.equal(step.repeat(), prepare())
+
+
 X = torch.ones(4, 8)
 IDS = torch.zeros(4, dtype=torch.int32)
+POSITIONS = torch.arange(4)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +149,11 @@ IDS = torch.zeros(4, dtype=torch.int32)
         (lambda: F.silu(X.t()), r"strides \(1, 8\)"),
         (lambda: X.t() + X.t(), r"strides \(1, 8\)"),
         (lambda: torch.zeros(3), "aten.zeros"),
+        (lambda: torch.where(X[:, :1].long() == 0, 0, X), "conversion of torch.float32"),
+        (lambda: torch.where(POSITIONS[:, None] == 1, 0, X), "not of positions with 0"),
+        (lambda: torch.where(POSITIONS[:, None] == 0, 1, X), "does not clear rows"),
+        (lambda: (POSITIONS == 0).logical_not(), "aten.logical_not"),
+        (lambda: torch.cat([X, X]), "concatenation along dimension 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -45,7 +45,7 @@ BINARY = (Elementwise.ADD, Elementwise.MULTIPLY)
 
 every_isa = pytest.mark.parametrize("isa", ISAS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-every_operation = pytest.mark.parametrize("operation", Elementwise, ids=lambda each: each.name)
+every_operation = pytest.mark.parametrize("operation", MEANING, ids=lambda each: each.name)
 
 
 def _close(out: torch.Tensor, want: torch.Tensor) -> None:
@@ -247,6 +247,18 @@ def test_elementwise_between_neighbours(isa: str, operation: Elementwise) -> Non
     assert views[2].isnan().sum() == 1
     assert out[:, :7].isnan().all()
     assert out[:, 44:].isnan().all()
+
+
+@every_isa
+@every_dtype
+@pytest.mark.parametrize("m", [0, 1, 5, 300])
+def test_rows_that_are_kept(isa: str, dtype: torch.dtype, m: int) -> None:
+    keep = torch.arange(-2, m - 2)  # one of them is 0
+    x = torch.randn(m, 90).to(dtype)[:, 3:80]
+    x[keep == 0] = torch.nan
+    out = torch.full((m, 77), torch.nan, dtype=dtype)
+    native.elementwise(loader.load(isa), Elementwise.KEEP_ROWS, x, keep, out)
+    assert torch.equal(out, torch.where(keep[:, None] == 0, 0, x))
 
 
 @every_isa

@@ -76,8 +76,10 @@ class RecordedSteps:
         """Forget all steps, because weights or caches have moved."""
         self._steps.clear()
 
-    def __call__(self, **arguments: Any) -> Any:
+    def __call__(self, *positional: Any, **arguments: Any) -> Any:
         """Run the model on one step's inputs; within vLLM's forward context."""
+        if positional:  # proposers that are no language model
+            return self._forward(*positional, **arguments)
         key = None if self.given_up else _key(arguments)
         if key is None:
             return self._forward(**arguments)

@@ -70,6 +70,13 @@ def test_other_steps_run_as_always(steps: RecordedSteps) -> None:
     assert (steps.recorded, steps.repeated, steps.given_up) == (0, 0, None)
 
 
+def test_calls_by_position_pass(steps: RecordedSteps) -> None:
+    with override_forward_context(_context(3)):
+        got = steps(IDS[:3], BUFFER[:3], scale=2)
+    torch.testing.assert_close(got, F.silu(BUFFER[:3]))
+    assert (steps.recorded, steps.given_up) == (0, None)
+
+
 def test_addresses_that_never_stay_end_it(
     steps: RecordedSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:

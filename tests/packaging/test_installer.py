@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from functools import partial
 
 import pytest
 
@@ -217,7 +218,11 @@ def test_symlink_that_became_a_file_is_reported(repository, tmp_path, run):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_interrupt_ends_with_a_sentence(repository, tmp_path, number):
     command = [sys.executable, repository / "tools" / "install.py", "--venv", tmp_path / "env"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # Shells start what runs in the background with Ctrl-C ignored, and processes inherit that.
+    restore = partial(signal.signal, number, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=restore
+    ) as process:
         deadline = time.monotonic() + 30
         while not (tmp_path / "env").exists() and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -11,7 +11,7 @@ import torch
 from ascend_plugin.bench.attention.cases import Case
 from ascend_plugin.bench.attention.data import CaseData
 from ascend_plugin.bench.timing import Prepared
-from ascend_plugin.graph.cpu import Pool, record_step
+from ascend_plugin.graph.cpu import NotRecordable, Pool, record_step
 from ascend_plugin.ops import kv_cache_write as write_op
 from ascend_plugin.ops import paged_attention as attention_op
 from ascend_plugin.ops.native import loader, memory
@@ -78,9 +78,8 @@ class PluginContender:
                 )
 
         implementation = _chosen_implementation(data)
-        recorded = implementation == "native" and is_recorded(case)
         return Prepared(
-            run=_recorded(run, case.layers) if recorded else run,
+            run=_recorded(run, case.layers) if is_recorded(case) else run,
             layers=case.layers,
             result=result,
             caches=tuple(caches),
@@ -96,9 +95,15 @@ def is_recorded(case: Case) -> bool:
 
 
 def _recorded(run: Callable[[int], None], layers: int) -> Callable[[int], None]:
-    """Return the same calls as the engine makes them in the steps that it has recorded."""
+    """Return the same calls as the engine makes them in the steps that it has recorded.
+
+    Operators without native kernels run as they are, as in the engine.
+    """
     pool = Pool()
-    steps = [record_step(partial(run, layer), pool) for layer in range(layers)]
+    try:
+        steps = [record_step(partial(run, layer), pool) for layer in range(layers)]
+    except NotRecordable:
+        return run
 
     def repeat(layer: int) -> None:
         steps[layer].repeat()

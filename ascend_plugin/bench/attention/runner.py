@@ -59,7 +59,7 @@ def _method(settings: Settings, memory: list[str]) -> dict[str, object]:
         "interleaving": "call by call, A B then B A, each pair on the next layer's caches",
         "ratio_vs_stock": "median over pairs of stock time / our time",
         "our_call": f"decode and write of up to {MAX_TOKENS} rows: repeated from a recorded step, "
-        "as the engine does; else the operator. vLLM's: its operator, from Python",
+        "as the engine does, if it is native; else the operator. vLLM's: its operator, from Python",
         "our_cache": f"torch.zeros, then moved to huge pages as the worker does: {memory}",
         "stock_cache": "torch.zeros, as vLLM allocates it; not quantised",
         "int8_data": f"{QUIET_SHARE:.0%} of (token, head) rows are ten times smaller than the rest",

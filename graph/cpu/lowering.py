@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ascend_plugin.ops import native
+from ascend_plugin.ops.dense_matmul import check_dense
 from ascend_plugin.ops.native.abi import Elementwise
 from ascend_plugin.ops.native.kernels import DTYPES
 
@@ -30,14 +31,42 @@ class Recording:
 
     Attributes:
         pool: where memory comes from.
-        widened: token ids that were converted, by address, and what they were converted from.
-            The conversion is no step: the only reader takes either type.
+        widened: token ids that were converted, by their storage's address, with what they were
+            converted from. The conversion is no step: the only reader takes either type.
         masks: the same of tests of positions for 0, whose only reader sees the positions.
+
+    Both keep what they list: an address that was freed could be another tensor's.
     """
 
     pool: Pool
-    widened: dict[int, torch.Tensor] = field(default_factory=dict)
-    masks: dict[int, torch.Tensor] = field(default_factory=dict)
+    widened: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Return the address of a tensor's storage, which its views share."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def _source(
+    known: dict[int, tuple[torch.Tensor, torch.Tensor]], tensor: torch.Tensor
+) -> torch.Tensor | None:
+    """Return what a tensor was computed from while recording; None: it is an input of the step.
+
+    Raises:
+        NotRecordable: it is a part of such a tensor.
+    """
+    if storage_of(tensor) not in known:
+        return None
+    made, source = known[storage_of(tensor)]
+    if made.shape != tensor.shape or made.stride() != tensor.stride():
+        raise NotRecordable("a part of converted token ids or of a mask")
+    return source
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise NotRecordable(what)
 
 
 def collapse(tensor: torch.Tensor) -> torch.Tensor:
@@ -97,14 +126,17 @@ def _to(
     if (tensor.dtype, dtype) != (torch.int32, torch.int64):
         raise NotRecordable(f"a conversion of {tensor.dtype} to {dtype}")
     wide = tensor.to(dtype)
-    step.widened[wide.data_ptr()] = tensor
+    step.widened[storage_of(wide)] = (wide, tensor)
     return wide
 
 
 def _embedding(
     step: Recording, table: torch.Tensor, ids: torch.Tensor, padding: int = -1, *_: Any
 ) -> torch.Tensor:
-    ids = step.widened.get(ids.data_ptr(), ids)
+    narrow = _source(step.widened, ids)
+    ids = ids if narrow is None else narrow
+    _require(ids.dtype in (torch.int32, torch.int64), f"an embedding by ids of {ids.dtype}")
+    _require(ids.is_contiguous() and table.stride(1) == 1, "an embedding by strided ids")
     out = step.pool.empty((*ids.shape, table.shape[1]), table.dtype)
     native.embedding(native.load(), ids.view(-1), table, out.view(-1, table.shape[1]))
     return out
@@ -113,8 +145,13 @@ def _embedding(
 def _linear(
     step: Recording, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
+    rows = collapse(x)
+    try:
+        check_dense(rows, weight, bias)
+    except ValueError as error:
+        raise NotRecordable(str(error)) from error
     out = step.pool.empty((*x.shape[:-1], weight.shape[0]), x.dtype)
-    native.dense(native.load(), collapse(x), weight, bias, out.view(-1, weight.shape[0]))
+    native.dense(native.load(), rows, weight, bias, out.view(-1, weight.shape[0]))
     return out
 
 
@@ -151,13 +188,13 @@ def _equal(step: Recording, x: torch.Tensor, value: Any) -> torch.Tensor:
     if value != 0 or x.dtype != torch.int64 or x.numel() != x.shape[0]:
         raise NotRecordable("a comparison that is not of positions with 0")
     mask = x == 0
-    step.masks[mask.data_ptr()] = x
+    step.masks[storage_of(mask)] = (mask, x)
     return mask
 
 
 def _where(step: Recording, mask: torch.Tensor, value: Any, x: torch.Tensor) -> torch.Tensor:
     """Clear the rows of ``x`` at position 0, as draft layers do with their embeddings."""
-    positions = step.masks.get(mask.data_ptr())
+    positions = _source(step.masks, mask)
     if positions is None or value != 0 or mask.shape != (x.shape[0], 1) or x.dim() != 2:
         raise NotRecordable("a choice that does not clear rows at position 0")
     out = step.pool.empty(tuple(x.shape), x.dtype)
@@ -188,6 +225,8 @@ def _rms_norm(
     step: Recording, out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, epsilon: float
 ) -> None:
     width = weight.shape[0]
+    alike = weight.dtype == x.dtype == out.dtype and weight.is_contiguous()
+    _require(alike, f"a norm of {x.dtype} with weights of {weight.dtype}")
     rows = x.view(-1, width) if x.is_contiguous() else collapse(x)
     native.rms_norm(native.load(), rows, weight, epsilon, out.view(-1, width))
 
@@ -202,10 +241,10 @@ def _rotary_embedding(
     is_neox: bool,
     *rest: Any,
 ) -> None:
-    if any(rest):
-        raise NotRecordable("rotary embedding of a part of the head")
-    if positions.dim() != 1:
-        raise NotRecordable("positions of several dimensions")
+    _require(not any(rest), "rotary embedding of a part of the head")
+    plain = positions.dim() == 1 and positions.dtype == torch.int64 and positions.is_contiguous()
+    _require(plain, f"positions of {positions.dtype} {list(positions.shape)}")
+    _require(table.dtype == query.dtype, f"angles of {table.dtype} for {query.dtype}")
     keys = None if key is None else _heads(key, head_size)
     native.rotary(native.load(), positions, _heads(query, head_size), keys, table, is_neox)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from ascend_plugin.ops import native
 from ascend_plugin.ops.library import NAMESPACE, cpu_kernel
 from ascend_plugin.ops.native.steps import Program, record
 
-from .lowering import LOWERINGS, NotRecordable, Recording
+from .lowering import LOWERINGS, NotRecordable, Recording, storage_of
 from .pool import Pool
 
 #: Operators whose results share their argument's memory.
@@ -112,6 +113,7 @@ class Recorder(TorchDispatchMode):
         name = func._schema.name
         if name in _VIEWS:
             return func(*args, **kwargs)
+        self._refuse_what_is_no_step(name, args)
         inner = self._inlined.get(name)
         if inner is None and name.startswith(NAMESPACE):
             inner = cpu_kernel(name)
@@ -121,7 +123,6 @@ class Recorder(TorchDispatchMode):
         lowering = LOWERINGS.get(str(func))
         if lowering is None:
             raise NotRecordable(f"{func} has no native kernel")
-        self._refuse_what_is_no_step(name, args)
         return lowering(self._recording, *args, **kwargs)
 
     def _refuse_what_is_no_step(self, name: str, args: tuple[Any, ...]) -> None:
@@ -134,9 +135,12 @@ class Recorder(TorchDispatchMode):
             (self._recording.widened, "aten::embedding"),
             (self._recording.masks, "aten::where"),
         ):
-            if values and name != reader and not _addresses(args).isdisjoint(values):
+            if values and name != reader and not _storages(args).isdisjoint(values):
                 raise NotRecordable(f"{name} of converted token ids or of a mask")
 
 
-def _addresses(arguments: tuple[Any, ...]) -> set[int]:
-    return {each.data_ptr() for each in arguments if isinstance(each, torch.Tensor)}
+def _storages(arguments: tuple[Any, ...]) -> set[int]:
+    tensors = itertools.chain.from_iterable(
+        each if isinstance(each, (list, tuple)) else (each,) for each in arguments
+    )
+    return {storage_of(each) for each in tensors if isinstance(each, torch.Tensor)}

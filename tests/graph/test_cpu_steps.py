@@ -130,9 +130,24 @@ def test_what_draft_layers_do_with_their_inputs() -> None:
         assert torch.equal(step.repeat(), prepare())
 
 
+def test_converted_ids_keep_their_memory() -> None:
+    """What is freed while recording must not lend its address to other ids."""
+    first, second = torch.tensor([1, 2], dtype=torch.int32), torch.tensor([3, 0])
+    table = torch.randn(8, 4)
+
+    def look_up() -> torch.Tensor:
+        return F.embedding(first.long(), table) + F.embedding(second, table)
+
+    step = record_step(look_up, Pool())
+    first += 1
+    second.add_(2)
+    assert torch.equal(step.repeat(), look_up())
+
+
 X = torch.ones(4, 8)
 IDS = torch.zeros(4, dtype=torch.int32)
 POSITIONS = torch.arange(4)
+HALF = X.half()
 
 
 @pytest.mark.parametrize(
@@ -152,8 +167,12 @@ POSITIONS = torch.arange(4)
         (lambda: torch.where(X[:, :1].long() == 0, 0, X), "conversion of torch.float32"),
         (lambda: torch.where(POSITIONS[:, None] == 1, 0, X), "not of positions with 0"),
         (lambda: torch.where(POSITIONS[:, None] == 0, 1, X), "does not clear rows"),
-        (lambda: (POSITIONS == 0).logical_not(), "aten.logical_not"),
+        (lambda: (POSITIONS == 0).logical_not(), "logical_not of converted token ids or of a mask"),
         (lambda: torch.cat([X, X]), "concatenation along dimension 0"),
+        (lambda: F.embedding(IDS.long()[1:], X), "a part of converted token ids"),
+        (lambda: F.embedding(POSITIONS[::2], X), "strided ids"),
+        (lambda: torch.cat([IDS.long(), IDS.long()]), "converted token ids"),
+        (lambda: F.linear(X, HALF), "of one type"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

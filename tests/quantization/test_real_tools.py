@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from engines import EngineProcess
-from offline_llama import FakeCache, OfflineLlama, worst_difference
-from quant_checkpoints import FakeLinear
-from quant_oracle import Meant, read_meaning
-from real_checkpoints import NAMES, checkpoint, write_base
+from offline_llama import worst_difference
+from quant_oracle import read_meaning
+from real_checkpoints import NAMES, checkpoint, offline, runs_as, write_base
 from tiny_engines import settings
 
 from ascend_plugin.quantization.formats import describe
@@ -23,19 +22,6 @@ from ascend_plugin.weight_tools.portable import read_module
 PROMPTS = [[(7 * i * i + seed) % 29 + 3 for i in range(n)] for seed, n in enumerate((5, 40, 129))]
 RUN = {"prompts": PROMPTS, "max_tokens": 8}
 
-#: What the plugin must say that it runs, by the beginning of a name.
-RUNS_AS = {
-    "lc-w8a8-dynamic": "W8A8_DYNAMIC",
-    "lc-w8a8-static": "W8A8",
-    "lc-w4": "W4A16",
-    "ms-w8a8-c8": "W8A8",
-    "ms-w8a8-dynamic": "W8A8_DYNAMIC",
-    "ms-w8a16": "W8A16",
-    "ms-w4a8": "W4A16",
-    "gm-": "W4A16",
-    "ar-": "W4A16",
-}
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -43,20 +29,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "float"
     write_base(folder)
     return folder
-
-
-def offline(base: Path, meant: Meant) -> tuple[OfflineLlama, list[FakeCache]]:
-    """Return the model that a checkpoint means, and what its KV cache does."""
-    model = OfflineLlama(str(base))
-    assert model.weights.keys() == meant.weights.keys()
-    model.weights |= meant.weights
-    for module, fake in meant.fakes.items():
-        model.weights[f"{module}.weight"] = FakeLinear(meant.weights[f"{module}.weight"], fake)
-    caches = [
-        FakeCache("c8s", meant.kv_scales[i]) if i in meant.kv_scales else FakeCache()
-        for i in range(model.layers)
-    ]
-    return model, caches
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,8 +58,7 @@ def test_tokens_and_logprobs(plugin: EngineProcess, base: Path, name: str) -> No
     if meant.kv_scales and name.startswith("ms-"):
         engine["kv_cache_dtype"] = "int8_per_token_head"  # ModelSlim's files do not choose it
     answer = plugin.run(engine, RUN)
-    runs_as = next(said for start, said in RUNS_AS.items() if name.startswith(start))
-    assert f"runs as {runs_as} with" in answer.log
+    assert f"runs as {runs_as(name)} with" in answer.log
     expected = "torch.int8" if meant.kv_scales else "torch.float32"
     assert answer.made_of["dtypes"] == [expected]
     assert list(answer.counters) == (["c8s"] if meant.kv_scales else [])

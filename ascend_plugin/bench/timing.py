@@ -47,12 +47,10 @@ class PairedTimes:
     Attributes:
         ours: the plugin's calls.
         stock: vLLM's; empty when it did not run.
-        reads: plain reads of as many bytes; empty where they were not asked for.
     """
 
     ours: tuple[float, ...]
     stock: tuple[float, ...]
-    reads: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -65,11 +63,6 @@ class PairedTimes:
         return statistics.median(self.stock) if self.stock else None
 
     @property
-    def read_median(self) -> float | None:
-        """Median seconds of plain reads; None when there were none."""
-        return statistics.median(self.reads) if self.reads else None
-
-    @property
     def ratio(self) -> float | None:
         """Median of stock's time over ours, pair by pair; above 1 ours is faster."""
         if not self.stock:
@@ -77,9 +70,7 @@ class PairedTimes:
         return statistics.median(s / o for s, o in zip(self.stock, self.ours, strict=True))
 
 
-def time_pairs(
-    ours: Prepared, stock: Prepared | None, seconds: float, reader: Prepared | None = None
-) -> PairedTimes:
+def time_pairs(ours: Prepared, stock: Prepared | None, seconds: float) -> PairedTimes:
     """Measure for about ``seconds``: A B, B A, A B, …, each pair on the next layer's caches.
 
     A disturbance of a shared machine hits both halves of a pair, and the changing order gives both
@@ -90,22 +81,18 @@ def time_pairs(
         ours: the plugin.
         stock: vLLM, where it can run the case.
         seconds: how long.
-        reader: what else to measure in the same turns (see ``contenders.plain_reader``).
     """
-    contenders = {"ours": ours, "stock": stock, "reads": reader}
+    contenders = {"ours": ours, "stock": stock}
     present = {name: one for name, one in contenders.items() if one is not None}
-    times = time_turns(present, ours.layers, seconds)
+    times = time_turns(present, seconds)
     return PairedTimes(**{name: times.get(name, ()) for name in contenders})
 
 
-def time_turns(
-    contenders: Mapping[str, Prepared], layers: int, seconds: float
-) -> dict[str, tuple[float, ...]]:
+def time_turns(contenders: Mapping[str, Prepared], seconds: float) -> dict[str, tuple[float, ...]]:
     """Measure any number of contenders in turns, as :func:`time_pairs` does.
 
     Args:
         contenders: by name.
-        layers: of each.
         seconds: how long.
 
     Returns:
@@ -120,9 +107,9 @@ def time_turns(
         end = time.perf_counter() + seconds
         turn = 0
         while turn < _MAX_PAIRS and (turn < _MIN_PAIRS or time.perf_counter() < end):
-            layer = turn % layers
             for name in contenders if turn % 2 else reversed(list(contenders)):
-                run = contenders[name].run
+                contender = contenders[name]
+                run, layer = contender.run, turn % contender.layers
                 start = time.perf_counter()
                 run(layer)
                 times[name].append(time.perf_counter() - start)

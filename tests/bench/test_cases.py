@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ascend_plugin.bench.attention.cases import Case, Geometry, make_cases
+from ascend_plugin.bench.attention.cases import Case, Geometry, make_cases, same_shape
 from ascend_plugin.bench.errors import BenchError
 from ascend_plugin.bench.machine import last_level_cache_bytes
 
@@ -51,3 +51,18 @@ def test_a_write_needs_a_cache_for_all_its_tokens():
 def test_a_geometry_without_extent_is_refused(name):
     with pytest.raises(BenchError, match="at least 1"):
         Geometry(**{name: 0})
+
+
+def test_variants_of_one_shape_are_measured_together():
+    cases = make_cases(("decode", "write"), ("c8s", "c8p", "fp16"), (1, 8), (64,), 1, Geometry())
+    groups = [[case.label for case in group] for group in same_shape(cases)]
+    assert groups == [
+        [f"{phase} {variant} {what} {batch} context 64" for variant in variants]
+        for phase, what in (("decode", "batch"), ("write", "tokens"))
+        for variants, batch in (
+            (("c8s", "c8p"), 1),
+            (("c8s", "c8p"), 8),
+            (("fp16",), 1),
+            (("fp16",), 8),
+        )
+    ]

@@ -11,7 +11,6 @@ from ascend_plugin.bench.linear import contenders, data
 from ascend_plugin.bench.linear.cases import MODEL_SHAPES, SCHEMES, LinearCase, make_cases
 from ascend_plugin.bench.linear.stock import StockContender
 from ascend_plugin.bench.parity import Parity
-from ascend_plugin.bench.timing import Prepared, time_turns
 
 
 @pytest.fixture(autouse=True)
@@ -70,14 +69,3 @@ def test_shapes_of_models():
     assert [(case.n, case.k) for case in cases] == [*MODEL_SHAPES["smollm2"], (64, 96)]
     assert {case.group for case in cases} == {32}
     assert make_cases(("w8a8",), ("64x96",), (1,), 32)[0].group == 96
-
-
-def test_turns_change_order_and_layers_go_round():
-    calls: list[tuple[str, int]] = []
-
-    def recorder(name: str) -> Prepared:
-        return Prepared(lambda layer: calls.append((name, layer)), 2, torch.empty(0))
-
-    times = time_turns({name: recorder(name) for name in "abc"}, 2, 0.0)
-    assert calls[3:9] == [("c", 0), ("b", 0), ("a", 0), ("a", 1), ("b", 1), ("c", 1)]
-    assert {len(each) for each in times.values()} == {5}

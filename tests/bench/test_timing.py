@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ascend_plugin.bench.attention.contenders import plain_reader
-from ascend_plugin.bench.timing import PairedTimes, Prepared, time_pairs
+from ascend_plugin.bench.timing import PairedTimes, Prepared, time_pairs, time_turns
 
 
 def _recorder(name: str, calls: list[tuple[str, int]]) -> Prepared:
@@ -28,14 +28,21 @@ def test_the_order_alternates_and_layers_go_round():
     assert len(times.ours) == len(times.stock) == len(measured) / 2
 
 
-def test_a_reader_joins_the_turns():
+def test_many_contenders_change_order_and_go_round_their_own_layers():
     calls: list[tuple[str, int]] = []
-    recorders = [_recorder(name, calls) for name in ("ours", "stock", "reads")]
-    times = time_pairs(recorders[0], recorders[1], seconds=0.0, reader=recorders[2])
-    turns = [name for name, _ in calls[3:9]]
-    assert turns == ["reads", "stock", "ours", "ours", "stock", "reads"]
-    assert times.read_median is not None
-    assert len(times.reads) == len(times.ours)
+
+    def recorder(name: str, layers: int) -> Prepared:
+        return Prepared(lambda layer: calls.append((name, layer)), layers, torch.empty(0))
+
+    layers = {"a": 1, "b": 2, "c": 3}
+    times = time_turns({name: recorder(name, count) for name, count in layers.items()}, 0.0)
+    measured = calls[3:]
+    assert [name for name, _ in measured[:6]] == ["c", "b", "a", "a", "b", "c"]
+    for name, count in layers.items():
+        assert [layer for other, layer in measured if other == name] == [
+            i % count for i in range(5)
+        ]
+    assert {len(each) for each in times.values()} == {5}
 
 
 def test_a_plain_read_leaves_the_measured_layer_alone(monkeypatch):

@@ -220,6 +220,18 @@ def make_cases(
     return cases
 
 
+def same_shape(cases: Sequence[Case]) -> list[list[Case]]:
+    """Return cases in groups that differ in nothing but how the plugin's pages hold K and V.
+
+    They share vLLM's times, so they are measured in the same turns.
+    """
+    groups: dict[tuple[object, ...], list[Case]] = {}
+    for case in dict.fromkeys(cases):
+        key = case.phase, case.element, case.batch, case.context, case.new_tokens, case.geometry
+        groups.setdefault(key, []).append(case)
+    return list(groups.values())
+
+
 def _require_positive(option: str, value: int) -> None:
     if value < 1:
         raise BenchError(f"{option} {value} must be at least 1.")

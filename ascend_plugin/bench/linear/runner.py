@@ -74,7 +74,7 @@ def _run_case(case: LinearCase, stock: StockContender, settings: Settings) -> Li
         present["stock"] = stock.prepare(tensors)
     before = _check(present["ours"], oracle)
     stock_parity = None if refusal else _check(present["stock"], oracle)
-    times = time_turns(present, case.layers, settings.seconds)
+    times = time_turns(present, settings.seconds)
     after = _check(present["ours"], oracle)
     notes = [refusal] if refusal else []
     ok = before.ok and after.ok

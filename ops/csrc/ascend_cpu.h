@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define ASCEND_CPU_ABI_VERSION 7
+#define ASCEND_CPU_ABI_VERSION 8
 #define ASCEND_API __attribute__((visibility("default")))
 
 enum ascend_dtype {
@@ -281,7 +281,8 @@ typedef struct ascend_add_rms_norm_args {
   int64_t m;
   int64_t k;
   float eps;
-  int32_t dtype;  // ascend_dtype of all
+  int32_t dtype;         // ascend_dtype of x, residual and out
+  int32_t weight_dtype;  // ascend_dtype of weight
   int32_t num_threads;
 } ascend_add_rms_norm_args;
 
@@ -331,19 +332,21 @@ enum ascend_elementwise {
   ASCEND_ADD = 4,
   ASCEND_MULTIPLY = 5,
   ASCEND_KEEP_ROWS = 6,  // rows of x where y, int64 [m], is not 0; zeros elsewhere
+  ASCEND_SCALE = 7,      // x times the one element y, or times factor if y is null
 };
 
 // out = f(x) or f(x, y), row by row; in float, rounded once.
 typedef struct ascend_elementwise_args {
-  const void *x;  // [m, k], rows contiguous
-  const void *y;  // [m, k], likewise, but see ASCEND_KEEP_ROWS; null for functions of one argument
-  void *out;      // [m, k], likewise; may be x or y
+  const void *x;     // [m, k], rows contiguous
+  const void *y;     // [m, k], likewise; null for functions of one argument. Two operations differ
+  void *out;         // [m, k], likewise; may be x or y
   int64_t x_stride;  // elements
   int64_t y_stride;
   int64_t out_stride;
   int64_t m;
   int64_t k;
   int32_t operation;  // ascend_elementwise
+  float factor;       // ASCEND_SCALE
   int32_t dtype;      // ascend_dtype of all
   int32_t num_threads;
 } ascend_elementwise_args;

@@ -10,7 +10,7 @@ import ctypes
 import struct
 from enum import IntEnum
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 
 class Dtype(IntEnum):
@@ -286,6 +286,7 @@ class AddRmsNormArgs(ctypes.Structure):
         ("k", ctypes.c_int64),
         ("eps", ctypes.c_float),
         ("dtype", ctypes.c_int32),
+        ("weight_dtype", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
     ]
 
@@ -343,6 +344,7 @@ class Elementwise(IntEnum):
     ADD = 4
     MULTIPLY = 5
     KEEP_ROWS = 6
+    SCALE = 7
 
 
 class ElementwiseArgs(ctypes.Structure):
@@ -358,6 +360,7 @@ class ElementwiseArgs(ctypes.Structure):
         ("m", ctypes.c_int64),
         ("k", ctypes.c_int64),
         ("operation", ctypes.c_int32),
+        ("factor", ctypes.c_float),
         ("dtype", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
     ]

@@ -8,15 +8,17 @@ with its neighbours.
 
 The library's ``fused_add_rms_norm`` rounds the sum in bfloat16 before it takes the norm, and
 SmolLM2 then answers wrongly (RMS error of the logprobs 0.092 instead of 0.075): the plugin has an
-operator of its own. Source: ``vllm/kernels/vllm_c.py`` registers the same operators for GPUs.
+operator of its own. It also serves Gemma's norms, whose weights are float32. Source:
+``vllm/kernels/vllm_c.py`` registers the same operators for GPUs.
 """
 
 from __future__ import annotations
 
-from torch import Tensor, empty, ops
+from torch import Tensor, empty, float32, ops
 from vllm import ir
 
 from ascend_plugin.ops.add_rms_norm import add_rms_norm
+from ascend_plugin.ops.checks import FLOAT_DTYPES
 
 PROVIDER = "ascend_cpu"
 
@@ -24,7 +26,12 @@ PROVIDER = "ascend_cpu"
 def _norm_supported(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> bool:
-    return variance_size is None and weight is not None and weight.dtype == x.dtype
+    return (
+        variance_size is None
+        and weight is not None
+        and weight.dtype in (x.dtype, float32)
+        and x.dtype in FLOAT_DTYPES
+    )
 
 
 def _add_norm_supported(
@@ -45,8 +52,11 @@ def rms_norm(
     x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> Tensor:
     """Return ``x / rms(x) * weight`` over the last dimension, in the shape and dtype of ``x``."""
-    # The kernel ignores strides, and heads cut out of a fused projection have some.
+    assert weight is not None
+    # The kernels ignore strides, and heads cut out of a fused projection have some.
     x = x.contiguous()
+    if weight.dtype != x.dtype:
+        return add_rms_norm(x.view(-1, x.shape[-1]), None, weight, epsilon).view(x.shape)
     out = empty(x.shape, dtype=x.dtype, device=x.device)
     ops._C.rms_norm(out, x, weight, epsilon)
     return out

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ascend_plugin.ops.dynamic_quant import dynamic_quant
 from ascend_plugin.ops.quant_matmul import pack_int8, quant_matmul
 from ascend_plugin.ops.static_quant import static_quant
 from ascend_plugin.ops.weight_quant_matmul import pack, weight_quant_matmul
@@ -99,24 +100,68 @@ class WeightOnlyKernel(LinearKernel):
         return out
 
 
-class ExactInt8Kernel(LinearKernel):
-    """The plugin's ``quant_matmul``: ``(codes · codes + quant_bias) · scale``, exact in int32."""
+class Int8Kernel(LinearKernel):
+    """Int8 codes in the order of the plugin's ``quant_matmul``: exact in int32 up to the scale."""
 
     def __init__(self, operand: Operand) -> None:
-        """Repack the codes; ``operand.static`` must be given."""
+        """Repack the codes."""
         super().__init__(operand.bias)
-        assert operand.static is not None
         self.scale: torch.Tensor
-        self.factor: torch.Tensor
-        self.zero: torch.Tensor
-        self.quant_bias: torch.Tensor | None
         self.packed = pack_int8(operand.codes.codes)
         scale = operand.codes.scales.flatten().float()
         self.register_buffer("scale", scale, persistent=False)
-        factor, zero = input_numbers(operand.static, torch.float32)
-        self.register_buffer("factor", factor, persistent=False)
-        self.register_buffer("zero", zero, persistent=False)
-        self.register_buffer("quant_bias", operand.quant_bias, persistent=False)
+
+
+class DynamicInt8Kernel(Int8Kernel):
+    """The plugin's ``dynamic_quant``, then ``quant_matmul``."""
+
+    def __init__(self, operand: Operand) -> None:
+        """Repack the codes."""
+        super().__init__(operand)
+        assert operand.input is not None
+        self.symmetric = operand.input.symmetric
+
+    def forward(self, x: torch.Tensor, add_bias: bool) -> torch.Tensor:
+        """Quantise each token by its own range, and multiply."""
+        rows = dynamic_quant(x, self.symmetric)
+        return quant_matmul(
+            rows.codes,
+            self.packed,
+            self.scale,
+            rows.scales,
+            x_zero=rows.zeros,
+            bias=self._bias(add_bias),
+            out_dtype=x.dtype,
+        )
+
+
+class StaticInt8Kernel(Int8Kernel):
+    """The plugin's ``static_quant``, then ``quant_matmul``."""
+
+    def __init__(self, operand: Operand) -> None:
+        """Repack the codes; ``operand.static`` must be given."""
+        super().__init__(operand)
+        static = operand.static
+        assert static is not None
+        self.factor: torch.Tensor
+        self.zero: torch.Tensor
+        self.x_scale: torch.Tensor | None
+        self.x_zero: torch.Tensor | None
+        self.quant_bias: torch.Tensor | None
+        factor, zero = input_numbers(static, torch.float32)
+        x_scale = x_zero = None
+        # ModelSlim's deq_scale has the input's scale in it, its quant_bias the zero point.
+        if operand.quant_bias is None:
+            x_scale = torch.tensor([static.scale], dtype=torch.float32)
+            x_zero = torch.tensor([static.zero], dtype=torch.int32) if static.zero else None
+        for name, tensor in (
+            ("factor", factor),
+            ("zero", zero),
+            ("x_scale", x_scale),
+            ("x_zero", x_zero),
+            ("quant_bias", operand.quant_bias),
+        ):
+            self.register_buffer(name, tensor, persistent=False)
 
     def forward(self, x: torch.Tensor, add_bias: bool) -> torch.Tensor:
         """Quantise the input with the checkpoint's numbers, and multiply."""
@@ -124,6 +169,8 @@ class ExactInt8Kernel(LinearKernel):
             static_quant(x, self.factor, self.zero),
             self.packed,
             self.scale,
+            self.x_scale,
+            x_zero=self.x_zero,
             quant_bias=self.quant_bias,
             bias=self._bias(add_bias),
             out_dtype=x.dtype,
@@ -137,7 +184,7 @@ def input_numbers(static: StaticInput, dtype: torch.dtype) -> tuple[torch.Tensor
 
 
 class OneDnnInt8Kernel(LinearKernel):
-    """vLLM's int8 product with oneDNN, which is the fastest on CPUs with VNNI or AMX."""
+    """vLLM's int8 product with oneDNN, for processors whose best instructions the plugin lacks."""
 
     def __init__(self, operand: Operand) -> None:
         """Let oneDNN pack the codes."""
@@ -182,7 +229,8 @@ class OneDnnInt8Kernel(LinearKernel):
 
 _KERNELS: dict[Kernel, Callable[[Operand], LinearKernel]] = {
     Kernel.WEIGHT_ONLY: WeightOnlyKernel,
-    Kernel.INT8_EXACT: ExactInt8Kernel,
+    Kernel.INT8_STATIC: StaticInt8Kernel,
+    Kernel.INT8_DYNAMIC: DynamicInt8Kernel,
     Kernel.INT8_ONEDNN: OneDnnInt8Kernel,
 }
 

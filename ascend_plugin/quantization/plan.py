@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import torch
 
-from ascend_plugin.ops import npu_weights
+from ascend_plugin.ops import native, npu_weights
 from ascend_plugin.ops.dispatch import Support
 from ascend_plugin.ops.npu_weights import ExpertsRequest
 from ascend_plugin.ops.quant_matmul import Int8Request
@@ -28,7 +28,8 @@ class Kernel(StrEnum):
 
     FLOAT = "vLLM's float GEMM"
     WEIGHT_ONLY = "weight_quant_matmul"
-    INT8_EXACT = "quant_matmul"
+    INT8_STATIC = "static_quant, quant_matmul"
+    INT8_DYNAMIC = "dynamic_quant, quant_matmul"
     INT8_ONEDNN = "vLLM's oneDNN int8"
     NPU_FLOAT = "aclnn matmul"
     NPU_WEIGHT_ONLY = "npu_weight_quant_batchmatmul"
@@ -92,10 +93,23 @@ def _on_a_cpu(module: ModuleScheme) -> Plan:
         )
     if note := _keeps_inputs(module):
         return Plan(Kernel.WEIGHT_ONLY, "W8A16", note)
-    if module.scheme is Scheme.W8A8_DYNAMIC:
-        return Plan(Kernel.INT8_ONEDNN, Scheme.W8A8_DYNAMIC.value)
-    kernel = Kernel.INT8_EXACT if module.integer_bias else Kernel.INT8_ONEDNN
-    return Plan(kernel, Scheme.W8A8.value)
+    static = module.scheme is Scheme.W8A8
+    kernel = Kernel.INT8_STATIC if static else Kernel.INT8_DYNAMIC
+    # Its numbers fit the plugin's product alone: oneDNN adds no integers.
+    if not module.integer_bias and not _has_the_best_int8_product():
+        kernel = Kernel.INT8_ONEDNN
+    return Plan(kernel, module.scheme.value)
+
+
+def _has_the_best_int8_product() -> bool:
+    """Say whether the plugin's kernels multiply int8 as fast as oneDNN on this processor.
+
+    They know no AMX, which is several times faster in prefill, and the portable ones no
+    instructions of the processor.
+    """
+    if torch.cpu._is_amx_tile_supported() or not native.support().ok:
+        return False
+    return native.load().isa != "portable"
 
 
 def _keeps_inputs(module: ModuleScheme) -> str:

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.config import CompilationMode
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from ascend_plugin.attention.kv_quantisation import check_bound_pages, quantise_layers
@@ -15,6 +16,7 @@ from ascend_plugin.graph.cpu import Pool
 from ascend_plugin.ops.dispatch import set_policy
 from ascend_plugin.ops.native import memory
 from ascend_plugin.spec_decode.prepare import prepare_drafter
+from ascend_plugin.worker.cpu_gemma import fold_norms
 from ascend_plugin.worker.cpu_process import is_shared, use_cores
 from ascend_plugin.worker.cpu_steps import RecordedSteps, refusal
 
@@ -49,7 +51,13 @@ class AscendCPUWorker(CPUWorker):
         super().load_model(**kwargs)
         quantise_layers(self.vllm_config, self.plugin_config.kv_cache, rank(), world())
         prepare_drafter(self.vllm_config, self.model_runner, self.plugin_config.speculation)
+        self._fold_norms()
         self._record_steps()
+
+    def _fold_norms(self) -> None:
+        """Prepare norms of models that are not compiled, whose compiler does that too."""
+        if self.vllm_config.compilation_config.mode == CompilationMode.NONE:
+            fold_norms(self.model_runner.model)
 
     def _record_steps(self) -> None:
         """Let the runner record and repeat decode steps, where nothing speaks against it."""
@@ -85,7 +93,8 @@ class AscendCPUWorker(CPUWorker):
         self._forget_steps()
 
     def _forget_steps(self) -> None:
-        """Record anew: addresses may have changed."""
+        """Record anew: addresses may have changed, and weights."""
+        self._fold_norms()
         for steps in self.recorded_steps:
             steps.forget()
 

@@ -172,6 +172,8 @@ def _gelu(step: Recording, x: torch.Tensor, approximate: str = "none") -> torch.
 
 def _binary(operation: Elementwise, in_place: bool = False) -> Callable[..., torch.Tensor]:
     def lower(step: Recording, x: torch.Tensor, y: Any, alpha: float = 1) -> torch.Tensor:
+        if operation == Elementwise.MULTIPLY and _is_scalar(x, y):
+            return _scale(step, x, y, in_place)
         alike = isinstance(y, torch.Tensor) and y.shape == x.shape and y.dtype == x.dtype
         if not alike or alpha != 1:
             raise NotRecordable(f"{operation.name.lower()} of operands that are not alike")
@@ -182,6 +184,21 @@ def _binary(operation: Elementwise, in_place: bool = False) -> Callable[..., tor
         return out
 
     return lower
+
+
+def _is_scalar(x: torch.Tensor, y: Any) -> bool:
+    """Say whether ``y`` is a number, or a tensor of one without dimensions, that scales ``x``."""
+    if isinstance(y, torch.Tensor):
+        return y.dim() == 0 and y.dtype == x.dtype
+    return isinstance(y, (int, float))
+
+
+def _scale(step: Recording, x: torch.Tensor, y: Any, in_place: bool) -> torch.Tensor:
+    out = x if in_place else step.pool.empty(tuple(x.shape), x.dtype)
+    rows = collapse(x)
+    tensor, factor = (y, 1.0) if isinstance(y, torch.Tensor) else (None, float(y))
+    native.elementwise(native.load(), Elementwise.SCALE, rows, tensor, _as_rows(out, rows), factor)
+    return out
 
 
 def _equal(step: Recording, x: torch.Tensor, value: Any) -> torch.Tensor:
@@ -228,7 +245,7 @@ def _rms_norm(
     alike = weight.dtype == x.dtype == out.dtype and weight.is_contiguous()
     _require(alike, f"a norm of {x.dtype} with weights of {weight.dtype}")
     rows = x.view(-1, width) if x.is_contiguous() else collapse(x)
-    native.rms_norm(native.load(), rows, weight, epsilon, out.view(-1, width))
+    native.add_rms_norm(native.load(), rows, None, weight, epsilon, out.view(-1, width))
 
 
 def _rotary_embedding(

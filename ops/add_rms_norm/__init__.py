@@ -1,4 +1,4 @@
-"""A residual that grows, and the RMS norm of what it became."""
+"""A residual that grows, and the RMS norm of what it became; or the RMS norm of rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import native, reference
 
 __all__ = ["SCHEMA", "NormRequest", "add_rms_norm", "operator"]
 
-SCHEMA = "add_rms_norm(Tensor x, Tensor(a!) residual, Tensor weight, float epsilon=1e-6) -> Tensor"
+SCHEMA = "add_rms_norm(Tensor x, Tensor(a!)? residual, Tensor weight, float epsilon=1e-6) -> Tensor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ operator: Operator[NormRequest] = Operator(
 
 
 def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float = 1e-6
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, epsilon: float = 1e-6
 ) -> torch.Tensor:
-    """Add ``x`` to ``residual`` in place and return the norm of the sum.
+    """Add ``x`` to ``residual`` in place and return the norm of the sum; without one, of ``x``.
 
     ``s = x + residual``, ``out = s / sqrt(mean(s^2) + epsilon) * weight`` (arXiv:1910.07467), in
     float32. ``s`` is normed as it is; the residual becomes ``s`` rounded to its type, and the
@@ -45,8 +45,8 @@ def add_rms_norm(
 
     Args:
         x: float32, float16 or bfloat16 ``[m, k]``, last dimension contiguous.
-        residual: of the same shape and type, last dimension contiguous, written in place.
-        weight: ``[k]`` of the same type, contiguous.
+        residual: of the same shape and type, last dimension contiguous, written in place; or None.
+        weight: ``[k]`` of the same type or float32, contiguous.
         epsilon: added to the mean square; not negative.
 
     Returns:
@@ -61,15 +61,13 @@ def add_rms_norm(
 
 
 def _cpu(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float = 1e-6
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, epsilon: float = 1e-6
 ) -> torch.Tensor:
     signature: Hashable = (
         x.dtype,
         x.shape[1:],
         x.stride()[1:],
-        residual.dtype,
-        residual.shape[1:],
-        residual.stride()[1:],
+        None if residual is None else (residual.dtype, residual.shape[1:], residual.stride()[1:]),
         epsilon,
         weight.dtype,
         weight.shape,
@@ -79,7 +77,7 @@ def _cpu(
     if kernel is None:
         check_norm(x, residual, weight, epsilon)
         kernel = operator.load(signature, NormRequest(x.dtype, x.shape[1]))
-    if residual.shape[0] != x.shape[0]:
+    if residual is not None and residual.shape[0] != x.shape[0]:
         raise _differs(x, residual)
     out = torch.empty(x.shape, dtype=x.dtype)
     if x.shape[0]:
@@ -88,7 +86,7 @@ def _cpu(
 
 
 def check_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, epsilon: float
 ) -> None:
     """Refuse what no implementation takes.
 
@@ -96,14 +94,19 @@ def check_norm(
         ValueError: see :func:`add_rms_norm`.
     """
     linear_checks.check_rows("x", x)
-    linear_checks.check_rows("residual", residual)
     checks.check_float("x", x.dtype)
-    if residual.shape != x.shape:
-        raise _differs(x, residual)
-    if residual.dtype != x.dtype or weight.dtype != x.dtype:
+    if residual is not None:
+        linear_checks.check_rows("residual", residual)
+        if residual.shape != x.shape:
+            raise _differs(x, residual)
+        if residual.dtype != x.dtype:
+            raise ValueError(
+                f"x and residual must be of one type, got {x.dtype} and {residual.dtype}; convert "
+                "one."
+            )
+    if weight.dtype not in (x.dtype, torch.float32):
         raise ValueError(
-            f"x, residual and weight must be of one type, got {x.dtype}, {residual.dtype} and "
-            f"{weight.dtype}; convert them."
+            f"weight must be of the type of x, {x.dtype}, or float32; it is {weight.dtype}."
         )
     if weight.shape != x.shape[1:] or not weight.is_contiguous():
         raise ValueError(
@@ -121,7 +124,7 @@ def _differs(x: torch.Tensor, residual: torch.Tensor) -> ValueError:
 
 
 def _fake(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float = 1e-6
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, epsilon: float = 1e-6
 ) -> torch.Tensor:
     return x.new_empty(x.shape)
 

@@ -25,7 +25,7 @@ def load() -> Callable[..., None]:
 
 def add_rms_norm(
     x: torch.Tensor,
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     weight: torch.Tensor,
     epsilon: float,
     out: torch.Tensor,
@@ -38,7 +38,9 @@ def add_rms_norm(
         out: shape and type of ``x``.
         compute_dtype: of the arithmetic; float64 makes an oracle.
     """
-    total = x.to(compute_dtype) + residual.to(compute_dtype)  # [m, k]
+    total = x.to(compute_dtype)  # [m, k]
+    if residual is not None:
+        total = total + residual.to(compute_dtype)
+        residual.copy_(total)
     scale = torch.rsqrt(total.square().mean(-1, keepdim=True) + epsilon)
-    residual.copy_(total)
     out.copy_(total * scale * weight.to(compute_dtype))

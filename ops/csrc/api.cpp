@@ -1,6 +1,6 @@
 #include "ascend_cpu.h"
 
-void ascend_cpu_abi(int64_t out[14]) {
+void ascend_cpu_abi(int64_t out[15]) {
   out[0] = ASCEND_CPU_ABI_VERSION;
   out[1] = sizeof(ascend_attention_args);
   out[2] = sizeof(ascend_write_args);
@@ -15,6 +15,7 @@ void ascend_cpu_abi(int64_t out[14]) {
   out[11] = sizeof(ascend_rotary_args);
   out[12] = sizeof(ascend_elementwise_args);
   out[13] = sizeof(ascend_embedding_args);
+  out[14] = sizeof(ascend_static_quantise_args);
 }
 
 // Set by ops/native/build.py.

@@ -10,7 +10,7 @@
 extern "C" {
 #endif
 
-#define ASCEND_CPU_ABI_VERSION 6
+#define ASCEND_CPU_ABI_VERSION 8
 #define ASCEND_API __attribute__((visibility("default")))
 
 enum ascend_dtype {
@@ -183,6 +183,20 @@ typedef struct ascend_quantise_args {
   int32_t num_threads;
 } ascend_quantise_args;
 
+// Rows into int8 with numbers that are known before (ops/static_quant).
+typedef struct ascend_static_quantise_args {
+  const void *x;       // [m, k], rows contiguous
+  const void *factor;  // [1]
+  const void *zero;    // [1], a whole number
+  int8_t *codes;       // [m, k]
+  int64_t x_stride;    // elements
+  int64_t m;
+  int64_t k;
+  int32_t dtype;         // ascend_dtype of x
+  int32_t number_dtype;  // of factor and zero
+  int32_t num_threads;
+} ascend_static_quantise_args;
+
 // Blocks of columns times scale * (base (x) Sylvester's matrix).
 typedef struct ascend_hadamard_args {
   const void *x;      // [m, d], rows contiguous
@@ -267,7 +281,8 @@ typedef struct ascend_add_rms_norm_args {
   int64_t m;
   int64_t k;
   float eps;
-  int32_t dtype;  // ascend_dtype of all
+  int32_t dtype;         // ascend_dtype of x, residual and out
+  int32_t weight_dtype;  // ascend_dtype of weight
   int32_t num_threads;
 } ascend_add_rms_norm_args;
 
@@ -317,19 +332,21 @@ enum ascend_elementwise {
   ASCEND_ADD = 4,
   ASCEND_MULTIPLY = 5,
   ASCEND_KEEP_ROWS = 6,  // rows of x where y, int64 [m], is not 0; zeros elsewhere
+  ASCEND_SCALE = 7,      // x times the one element y, or times factor if y is null
 };
 
 // out = f(x) or f(x, y), row by row; in float, rounded once.
 typedef struct ascend_elementwise_args {
-  const void *x;  // [m, k], rows contiguous
-  const void *y;  // [m, k], likewise, but see ASCEND_KEEP_ROWS; null for functions of one argument
-  void *out;      // [m, k], likewise; may be x or y
+  const void *x;     // [m, k], rows contiguous
+  const void *y;     // [m, k], likewise; null for functions of one argument. Two operations differ
+  void *out;         // [m, k], likewise; may be x or y
   int64_t x_stride;  // elements
   int64_t y_stride;
   int64_t out_stride;
   int64_t m;
   int64_t k;
   int32_t operation;  // ascend_elementwise
+  float factor;       // ASCEND_SCALE
   int32_t dtype;      // ascend_dtype of all
   int32_t num_threads;
 } ascend_elementwise_args;
@@ -356,8 +373,9 @@ typedef struct ascend_step {
 
 // Version and struct sizes, for the loader: out[0] version, then sizeof of the argument structs of
 // attention, write, linear, int8 linear, quantise, hadamard, latent attention, latent write, norm,
-// dense, rotary, elementwise and embedding: the functions that steps may name, from 0.
-ASCEND_API void ascend_cpu_abi(int64_t out[14]);
+// dense, rotary, elementwise, embedding and static quantise: the functions that steps may name,
+// from 0.
+ASCEND_API void ascend_cpu_abi(int64_t out[15]);
 // Hash of the sources that this library was compiled from (ops/native/build.py).
 ASCEND_API const char *ascend_cpu_sources(void);
 // 1 when this machine can run this library's instruction set.
@@ -375,6 +393,7 @@ ASCEND_API int ascend_cpu_dense(const ascend_dense_args *args);
 ASCEND_API int ascend_cpu_rotary(const ascend_rotary_args *args);
 ASCEND_API int ascend_cpu_elementwise(const ascend_elementwise_args *args);
 ASCEND_API int ascend_cpu_embedding(const ascend_embedding_args *args);
+ASCEND_API int ascend_cpu_static_quantise(const ascend_static_quantise_args *args);
 // Calls one function after the other. Ends at the first that does not return ASCEND_OK, returns
 // what that one returned, and leaves its index in *stopped.
 ASCEND_API int ascend_cpu_run_steps(const ascend_step *steps, int64_t count, int64_t *stopped);

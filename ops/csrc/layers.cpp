@@ -169,6 +169,11 @@ void evaluate(const ascend_elementwise_args &a) {
       return apply_one<E>(a, [](Vf x) { return gelu_tanh(x); });
     case ASCEND_ADD:
       return apply_two<E>(a, [](Vf x, Vf y) { return x + y; });
+    case ASCEND_SCALE: {
+      const auto *y = (const typename E::Storage *)a.y;
+      const Vf factor = splat(y ? load_lanes<E>(y, 1)[0] : a.factor);
+      return apply_one<E>(a, [factor](Vf x) { return x * factor; });
+    }
     default:
       return apply_two<E>(a, [](Vf x, Vf y) { return x * y; });
   }
@@ -201,9 +206,10 @@ extern "C" int ascend_cpu_rotary(const ascend_rotary_args *args) {
 extern "C" int ascend_cpu_elementwise(const ascend_elementwise_args *args) {
   using namespace ascend;
   const ascend_elementwise_args &a = *args;
-  const bool known = a.operation >= ASCEND_COPY && a.operation <= ASCEND_KEEP_ROWS;
+  const bool known = a.operation >= ASCEND_COPY && a.operation <= ASCEND_SCALE;
+  const bool two = a.operation >= ASCEND_ADD && a.operation != ASCEND_SCALE;
   const bool empty = a.m <= 0 || a.k <= 0;  // then pointers may be null
-  if (!is_float(a.dtype) || !known || (a.operation >= ASCEND_ADD && !a.y && !empty)) {
+  if (!is_float(a.dtype) || !known || (two && !a.y && !empty)) {
     return ASCEND_UNSUPPORTED;
   }
   if (a.operation == ASCEND_COPY) {

@@ -1,5 +1,5 @@
-// ascend_cpu_quantise: rows into int8 with a scale each; the arithmetic of ops/dynamic_quant, to
-// the bit.
+// ascend_cpu_quantise: rows into int8 with a scale each; ascend_cpu_static_quantise: with numbers
+// that are known before. The arithmetic of ops/dynamic_quant and ops/static_quant, to the bit.
 #include <cmath>
 #include <limits>
 
@@ -11,6 +11,15 @@ namespace {
 
 constexpr int64_t kSerialElements = 16 << 10;
 constexpr int kPart = 512;  // columns that are widened at once
+
+// Up to kPart columns from `k` of a row, padded with 0 to whole vectors; returns how many.
+template <class Args>
+int widen_part(const Args &a, int64_t row, int64_t k, float *part) {
+  const int count = (int)std::min<int64_t>(kPart, a.k - k);
+  widen_row(a.dtype, a.x, row * a.x_stride + k, count, part);
+  for (int i = count; i % kLanes; ++i) part[i] = 0.0f;
+  return count;
+}
 
 struct Range {
   float low = 0.0f, high = 0.0f;
@@ -43,7 +52,7 @@ class Quantiser {
     Vi odd{};  // lanes that saw something not finite
     float part[kPart];
     for (int64_t k = 0; k < a_.k; k += kPart) {
-      const int count = widen(number, k, part);
+      const int count = widen_part(a_, number, k, part);
       for (int i = 0; i < count; i += kLanes) {
         const Vf x = load<Vf>(part + i);
         low = vmin(x, low);
@@ -60,20 +69,12 @@ class Quantiser {
     return range;
   }
 
-  // Up to kPart columns from `k`, padded with 0 to whole vectors.
-  int widen(int64_t number, int64_t k, float *part) const {
-    const int count = (int)std::min<int64_t>(kPart, a_.k - k);
-    widen_row(a_.dtype, a_.x, number * a_.x_stride + k, count, part);
-    for (int i = count; i % kLanes; ++i) part[i] = 0.0f;
-    return count;
-  }
-
   void encode(int64_t number, float inverse, float zero, float least) const {
     int8_t *codes = a_.codes + number * a_.k;
     float part[kPart];
     char bytes[kPart];
     for (int64_t k = 0; k < a_.k; k += kPart) {
-      const int count = widen(number, k, part);
+      const int count = widen_part(a_, number, k, part);
       for (int i = 0; i < count; i += kLanes) {
         // What is not finite has the inverse 0, and becomes NaN here: narrow_to_bytes gives 0.
         const Vf wanted = round_to_integer(rounded(load<Vf>(part + i) * inverse)) + zero;
@@ -87,15 +88,57 @@ class Quantiser {
   const ascend_quantise_args &a_;
 };
 
+float number_at(int dtype, const void *source) {
+  float number;
+  widen_row(dtype, source, 0, 1, &number);
+  return number;
+}
+
+void encode_static(const ascend_static_quantise_args &a, int64_t row, float factor, float zero) {
+  int8_t *codes = a.codes + row * a.k;
+  float part[kPart];
+  char bytes[kPart];
+  for (int64_t k = 0; k < a.k; k += kPart) {
+    const int count = widen_part(a, row, k, part);
+    for (int i = 0; i < count; i += kLanes) {
+      // Clamped to whole numbers before it is rounded to one: the order does not matter.
+      const Vf wanted = rounded(load<Vf>(part + i) * factor) + zero;
+      const Vf inside = vmax(splat(-128.0f), vmin(splat(127.0f), wanted));
+      store(bytes + i, narrow_to_bytes(inside));
+    }
+    memcpy(codes + k, bytes, count);
+  }
+}
+
+bool is_float(int dtype) { return dtype >= 0 && dtype <= ASCEND_BFLOAT16; }
+
+// Runs `row` for each of m rows of k columns, on threads where that pays.
+template <class Row>
+void for_rows(int64_t m, int64_t k, int num_threads, const Row &row) {
+  const bool serial = num_threads <= 1 || m * k <= kSerialElements;
+#pragma omp parallel for num_threads(num_threads) schedule(static) if (!serial)
+  for (int64_t number = 0; number < m; ++number) row(number);
+}
+
 }  // namespace
 }  // namespace ascend
 
 extern "C" int ascend_cpu_quantise(const ascend_quantise_args *args) {
   using namespace ascend;
-  if (args->k <= 0 || args->dtype < 0 || args->dtype > ASCEND_BFLOAT16) return ASCEND_UNSUPPORTED;
+  if (args->k <= 0 || !is_float(args->dtype)) return ASCEND_UNSUPPORTED;
   const Quantiser quantiser(*args);
-  const bool serial = args->num_threads <= 1 || args->m * args->k <= kSerialElements;
-#pragma omp parallel for num_threads(args->num_threads) schedule(static) if (!serial)
-  for (int64_t row = 0; row < args->m; ++row) quantiser.row(row);
+  for_rows(args->m, args->k, args->num_threads, [&](int64_t row) { quantiser.row(row); });
+  return ASCEND_OK;
+}
+
+extern "C" int ascend_cpu_static_quantise(const ascend_static_quantise_args *args) {
+  using namespace ascend;
+  if (args->k <= 0 || !is_float(args->dtype) || !is_float(args->number_dtype)) {
+    return ASCEND_UNSUPPORTED;
+  }
+  const float factor = number_at(args->number_dtype, args->factor);
+  const float zero = number_at(args->number_dtype, args->zero);
+  for_rows(args->m, args->k, args->num_threads,
+           [&](int64_t row) { encode_static(*args, row, factor, zero); });
   return ASCEND_OK;
 }

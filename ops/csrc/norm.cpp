@@ -43,12 +43,13 @@ void norm_row(const ascend_add_rms_norm_args &a, const float *weight, int64_t ro
 extern "C" int ascend_cpu_add_rms_norm(const ascend_add_rms_norm_args *args) {
   using namespace ascend;
   const ascend_add_rms_norm_args &a = *args;
-  if (a.k <= 0 || a.k > INT32_MAX || a.dtype < 0 || a.dtype > ASCEND_BFLOAT16) {
-    return ASCEND_UNSUPPORTED;
+  for (const int dtype : {a.dtype, a.weight_dtype}) {
+    if (dtype < ASCEND_FLOAT32 || dtype > ASCEND_BFLOAT16) return ASCEND_UNSUPPORTED;
   }
+  if (a.k <= 0 || a.k > INT32_MAX) return ASCEND_UNSUPPORTED;
   static thread_local Scratch scratch;
   float *weight = scratch.get<float>(a.k);
-  widen_row(a.dtype, a.weight, 0, (int)a.k, weight);
+  widen_row(a.weight_dtype, a.weight, 0, (int)a.k, weight);
   share_rows(a.m, a.m * a.k, a.num_threads, [&](int64_t row) { norm_row(a, weight, row); });
   return ASCEND_OK;
 }

@@ -25,6 +25,7 @@ constexpr Function kFunctions[] = {
     call<ascend_rotary_args, ascend_cpu_rotary>,
     call<ascend_elementwise_args, ascend_cpu_elementwise>,
     call<ascend_embedding_args, ascend_cpu_embedding>,
+    call<ascend_static_quantise_args, ascend_cpu_static_quantise>,
 };
 constexpr int64_t kCount = sizeof kFunctions / sizeof kFunctions[0];
 

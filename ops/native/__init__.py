@@ -3,10 +3,10 @@
 from .dense import dense
 from .kernels import PageFields, kv_write, paged_attention
 from .layers import elementwise, embedding, rotary
-from .linear_kernels import hadamard, int8_linear, linear, quantise
+from .linear_kernels import hadamard, int8_linear, linear, quantise, static_quantise
 from .loader import IsaStatus, NativeLibrary, NativeLibraryError, load, status, support
 from .mla import LatentFields, mla_attention, mla_write
-from .norm import add_rms_norm, rms_norm
+from .norm import add_rms_norm
 
 __all__ = [
     "IsaStatus",
@@ -27,8 +27,8 @@ __all__ = [
     "mla_write",
     "paged_attention",
     "quantise",
-    "rms_norm",
     "rotary",
+    "static_quantise",
     "status",
     "support",
 ]

@@ -10,7 +10,7 @@ import ctypes
 import struct
 from enum import IntEnum
 
-ABI_VERSION = 6
+ABI_VERSION = 8
 
 
 class Dtype(IntEnum):
@@ -173,6 +173,23 @@ class QuantiseArgs(ctypes.Structure):
     ]
 
 
+class StaticQuantiseArgs(ctypes.Structure):
+    """``ascend_static_quantise_args``: rows into int8 with given numbers."""
+
+    _fields_ = [
+        ("x", ctypes.c_void_p),
+        ("factor", ctypes.c_void_p),
+        ("zero", ctypes.c_void_p),
+        ("codes", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("number_dtype", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    ]
+
+
 class HadamardArgs(ctypes.Structure):
     """``ascend_hadamard_args``: rotation of blocks of columns."""
 
@@ -269,6 +286,7 @@ class AddRmsNormArgs(ctypes.Structure):
         ("k", ctypes.c_int64),
         ("eps", ctypes.c_float),
         ("dtype", ctypes.c_int32),
+        ("weight_dtype", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
     ]
 
@@ -326,6 +344,7 @@ class Elementwise(IntEnum):
     ADD = 4
     MULTIPLY = 5
     KEEP_ROWS = 6
+    SCALE = 7
 
 
 class ElementwiseArgs(ctypes.Structure):
@@ -341,6 +360,7 @@ class ElementwiseArgs(ctypes.Structure):
         ("m", ctypes.c_int64),
         ("k", ctypes.c_int64),
         ("operation", ctypes.c_int32),
+        ("factor", ctypes.c_float),
         ("dtype", ctypes.c_int32),
         ("num_threads", ctypes.c_int32),
     ]
@@ -394,6 +414,7 @@ pack_dense_args = struct.Struct(_format(DenseArgs) + "0q").pack
 pack_rotary_args = struct.Struct(_format(RotaryArgs) + "0q").pack
 pack_elementwise_args = struct.Struct(_format(ElementwiseArgs) + "0q").pack
 pack_embedding_args = struct.Struct(_format(EmbeddingArgs) + "0q").pack
+pack_static_quantise_args = struct.Struct(_format(StaticQuantiseArgs) + "0q").pack
 
 #: Argument structs in the order in which ``ascend_cpu_abi`` tells their sizes.
 _STRUCTS: tuple[type[ctypes.Structure], ...] = (
@@ -410,6 +431,7 @@ _STRUCTS: tuple[type[ctypes.Structure], ...] = (
     RotaryArgs,
     ElementwiseArgs,
     EmbeddingArgs,
+    StaticQuantiseArgs,
 )
 
 

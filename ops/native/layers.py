@@ -72,6 +72,7 @@ def elementwise(
     x: torch.Tensor,
     y: torch.Tensor | None,
     out: torch.Tensor,
+    factor: float = 1.0,
 ) -> None:
     """Call ``ascend_cpu_elementwise`` on torch's threads: ``out = f(x)`` or ``f(x, y)``.
 
@@ -82,8 +83,10 @@ def elementwise(
         operation: the function.
         x: ``[m, k]``, rows contiguous.
         y: ``[m, k]`` of the type of ``x``, likewise; None for functions of one argument.
-            ``KEEP_ROWS``: int64 ``[m]``; rows of ``x`` where it is 0 become zeros.
+            ``KEEP_ROWS``: int64 ``[m]``; rows of ``x`` where it is 0 become zeros. ``SCALE``: one
+            element that ``x`` is multiplied by, or None.
         out: ``[m, k]`` of the type of ``x``, likewise, written; may be ``x`` or ``y``.
+        factor: of ``SCALE`` without ``y``.
     """
     m, k = x.shape
     status = lib.elementwise(
@@ -92,11 +95,12 @@ def elementwise(
             address(y),
             out.data_ptr(),
             x.stride(0),
-            0 if y is None else y.stride(0),
+            0 if y is None or not y.dim() else y.stride(0),
             out.stride(0),
             m,
             k,
             operation,
+            factor,
             DTYPES[x.dtype],
             torch.get_num_threads(),
         )

@@ -10,6 +10,7 @@ from .abi import (
     pack_int8_linear_args,
     pack_linear_args,
     pack_quantise_args,
+    pack_static_quantise_args,
 )
 from .kernels import DTYPES, address, refused
 from .loader import NativeLibrary
@@ -121,6 +122,32 @@ def quantise(
     status = lib.quantise(pack_quantise_args(*addresses, *sizes))
     if status != Status.OK:
         raise refused(f"dynamic_quant of [{m}, {k}]", status)
+
+
+def static_quantise(
+    lib: NativeLibrary,
+    x: torch.Tensor,
+    factor: torch.Tensor,
+    zero: torch.Tensor,
+    codes: torch.Tensor,
+) -> None:
+    """Call ``ascend_cpu_static_quantise`` on torch's threads.
+
+    Args:
+        lib: loaded kernels.
+        x: ``[m, k]``, rows contiguous.
+        factor: float ``[1]``.
+        zero: ``[1]``, of the type of ``factor``.
+        codes: int8 ``[m, k]``, contiguous, written.
+    """
+    m, k = x.shape
+    addresses = (each.data_ptr() for each in (x, factor, zero, codes))
+    types = (DTYPES[x.dtype], DTYPES[factor.dtype])
+    status = lib.static_quantise(
+        pack_static_quantise_args(*addresses, x.stride(0), m, k, *types, torch.get_num_threads())
+    )
+    if status != Status.OK:
+        raise refused(f"static_quant of [{m}, {k}]", status)
 
 
 def hadamard(

@@ -30,6 +30,7 @@ _FUNCTIONS = {
     "rotary": "ascend_cpu_rotary",
     "elementwise": "ascend_cpu_elementwise",
     "embedding": "ascend_cpu_embedding",
+    "static_quantise": "ascend_cpu_static_quantise",
     "run_steps": "ascend_cpu_run_steps",
 }
 _REBUILD = "rebuild it: pip install -e . (or python -m ascend_plugin.ops.native)"
@@ -59,6 +60,7 @@ class NativeLibrary:
         rotary: ``ascend_cpu_rotary``; takes ``byref(RotaryArgs)``.
         elementwise: ``ascend_cpu_elementwise``; takes ``byref(ElementwiseArgs)``.
         embedding: ``ascend_cpu_embedding``; takes ``byref(EmbeddingArgs)``.
+        static_quantise: ``ascend_cpu_static_quantise``; takes ``byref(StaticQuantiseArgs)``.
         run_steps: ``ascend_cpu_run_steps``; takes steps, their number and ``byref(c_int64)``.
     """
 
@@ -77,6 +79,7 @@ class NativeLibrary:
     rotary: Callable[[object], int]
     elementwise: Callable[[object], int]
     embedding: Callable[[object], int]
+    static_quantise: Callable[[object], int]
     run_steps: Callable[[object, object, object], int]
 
 

@@ -12,7 +12,7 @@ from .loader import NativeLibrary
 def add_rms_norm(
     lib: NativeLibrary,
     x: torch.Tensor,
-    residual: torch.Tensor,
+    residual: torch.Tensor | None,
     weight: torch.Tensor,
     epsilon: float,
     out: torch.Tensor,
@@ -24,35 +24,6 @@ def add_rms_norm(
         x: as in the operator, like every argument not named here.
         out: shape and type of ``x``, contiguous, written.
     """
-    _norm(lib, x, residual, weight, epsilon, out)
-
-
-def rms_norm(
-    lib: NativeLibrary, x: torch.Tensor, weight: torch.Tensor, epsilon: float, out: torch.Tensor
-) -> None:
-    """Call ``ascend_cpu_add_rms_norm`` on torch's threads, without a residual.
-
-    ``out = x / sqrt(mean(x^2) + epsilon) * weight``, in float32 and rounded once
-    (arXiv:1910.07467).
-
-    Args:
-        lib: loaded kernels.
-        x: ``[m, k]``, rows contiguous.
-        weight: ``[k]`` of the type of ``x``, contiguous.
-        epsilon: not negative.
-        out: shape and type of ``x``, contiguous, written.
-    """
-    _norm(lib, x, None, weight, epsilon, out)
-
-
-def _norm(
-    lib: NativeLibrary,
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    weight: torch.Tensor,
-    epsilon: float,
-    out: torch.Tensor,
-) -> None:
     m, k = x.shape
     status = lib.add_rms_norm(
         pack_add_rms_norm_args(
@@ -66,6 +37,7 @@ def _norm(
             k,
             epsilon,
             DTYPES[x.dtype],
+            DTYPES[weight.dtype],
             torch.get_num_threads(),
         )
     )

@@ -25,6 +25,7 @@ FUNCTIONS = (
     "rotary",
     "elementwise",
     "embedding",
+    "static_quantise",
 )
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from .. import checks, linear_checks
+from ..dispatch import Implementation, Operator
 from ..library import needs_dispatcher, register
-from . import reference
+from . import native, reference
 
-__all__ = ["SCHEMA", "StaticRequest", "check", "static_quant"]
+__all__ = ["SCHEMA", "StaticRequest", "check", "operator", "static_quant"]
 
 SCHEMA = "static_quant(Tensor x, Tensor factor, Tensor zero) -> Tensor"
 
@@ -24,11 +25,21 @@ class StaticRequest:
     factor_dtype: torch.dtype
 
 
+operator: Operator[StaticRequest] = Operator(
+    "static_quant",
+    (
+        Implementation("native", native.supports, load=native.load),
+        Implementation("reference", reference.supports, load=reference.load),
+    ),
+)
+
+
 def static_quant(x: torch.Tensor, factor: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
     """Return ``rint(x * factor + zero)`` within -128 to 127, in float32; ties go to even.
 
-    A code stands for ``(code - zero) / factor``: checkpoints hold the reciprocal of ``factor`` as
-    ``input_scale`` and ``zero`` as ``input_offset`` or ``input_zero_point``.
+    Product and sum are each rounded to float32. On a CPU the code of NaN is 0. A code stands for
+    ``(code - zero) / factor``: checkpoints hold the reciprocal of ``factor`` as ``input_scale`` and
+    ``zero`` as ``input_offset`` or ``input_zero_point``.
 
     Args:
         x: float32, float16 or bfloat16 ``[m, k]``, last dimension contiguous.
@@ -65,9 +76,14 @@ def check(x: torch.Tensor, factor: torch.Tensor, zero: torch.Tensor) -> StaticRe
 
 
 def _cpu(x: torch.Tensor, factor: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:
-    # The only implementation on a CPU: what follows it, the product, takes nearly all the time.
-    check(x, factor, zero)
-    return reference.static_quant(x, factor, zero)
+    signature = signature_of(x, factor, zero)
+    kernel = operator.kernel(signature)
+    if kernel is None:
+        kernel = operator.load(signature, check(x, factor, zero))
+    codes = torch.empty(x.shape, dtype=torch.int8)
+    if x.shape[0]:
+        kernel(x, factor, zero, codes)
+    return codes
 
 
 def _fake(x: torch.Tensor, factor: torch.Tensor, zero: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from engines import EngineProcess, assert_same, first_differences
 from prompts import mixed_prompts
-from tiny_engines import TinyModels, assert_is_plugin, settings
+from tiny_engines import TinyModels, assert_is_plugin, settings, write_bloom
 
 pytestmark = pytest.mark.engine
 
@@ -53,16 +53,6 @@ def test_window_and_soft_cap_matter(plugin: EngineProcess, tiny: TinyModels) -> 
         assert len(first_differences(theirs, ours)) > len(ours) // 3
 
 
-def _write_bloom(path: Path) -> str:
-    """Write a tiny random model with ALiBi."""
-    from transformers import BloomConfig, BloomForCausalLM
-
-    torch.manual_seed(0)
-    shape = {"vocab_size": 256, "hidden_size": 128, "n_layer": 2, "n_head": 4}
-    BloomForCausalLM(BloomConfig(**shape, initializer_range=0.25)).save_pretrained(path)
-    return str(path)
-
-
 def _write_gpt_oss(path: Path) -> str:
     """Write a tiny random model with attention sinks, and windows in every other layer."""
     from transformers import GptOssConfig, GptOssForCausalLM
@@ -99,7 +89,7 @@ def _mean_difference(one: list[list[float]], two: list[list[float]]) -> float:
     return sum(abs(a - b) for a, b in pairs) / len(pairs)
 
 
-@pytest.mark.parametrize("write", [_write_bloom, _write_gpt_oss], ids=["ALiBi", "sinks"])
+@pytest.mark.parametrize("write", [write_bloom, _write_gpt_oss], ids=["ALiBi", "sinks"])
 def test_alibi_and_sinks(
     plugin: EngineProcess, stock: EngineProcess, tmp_path: Path, write: Any
 ) -> None:

@@ -130,6 +130,22 @@ def test_what_draft_layers_do_with_their_inputs() -> None:
         assert torch.equal(step.repeat(), prepare())
 
 
+def test_numbers_scale_rows() -> None:
+    """As Gemma's embeddings and Granite's residuals; a tensor's number may change."""
+    x, factor = torch.randn(4, 8).bfloat16(), torch.tensor(3.25, dtype=torch.bfloat16)
+
+    def scaled() -> torch.Tensor:
+        out = x * factor
+        out *= 0.22
+        return out + 2 * x
+
+    step = record_step(scaled, Pool())
+    for value in (3.25, -0.5):
+        factor.fill_(value)
+        x.normal_()
+        assert torch.equal(step.repeat(), scaled())
+
+
 def test_converted_ids_keep_their_memory() -> None:
     """What is freed while recording must not lend its address to other ids."""
     first, second = torch.tensor([1, 2], dtype=torch.int32), torch.tensor([3, 0])
@@ -157,7 +173,7 @@ HALF = X.half()
         (lambda: X.sum().item(), "aten.sum"),
         (lambda: X.to(torch.bfloat16), "conversion of torch.float32 to torch.bfloat16"),
         (lambda: X + X[0], "add of operands that are not alike"),
-        (lambda: X * 2.0, "multiply of operands that are not alike"),
+        (lambda: X * X[0], "multiply of operands that are not alike"),
         (lambda: torch.add(X, X, alpha=2), "add of operands that are not alike"),
         (lambda: IDS + IDS, "a tensor of torch.int32"),
         (lambda: IDS.long() + IDS.long(), "converted token ids"),

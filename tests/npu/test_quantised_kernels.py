@@ -13,7 +13,7 @@ from ascend_plugin.ops.hadamard.reference import hadamard as hadamard_reference
 from ascend_plugin.ops.packed_weight import PackedWeight
 from ascend_plugin.ops.quant_matmul import quant_matmul
 from ascend_plugin.ops.static_quant import static_quant
-from ascend_plugin.ops.static_quant.reference import static_quant as static_reference
+from ascend_plugin.ops.static_quant.reference import quantise as static_reference
 from ascend_plugin.ops.weight_quant_matmul import weight_quant_matmul
 
 DTYPES = (torch.bfloat16, torch.float16)

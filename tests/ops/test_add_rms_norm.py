@@ -72,6 +72,26 @@ def test_operator(shape: tuple[int, int], dtype: torch.dtype) -> None:
     assert torch.equal(twin, residual)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("policy", ["native", "reference"])
+def test_weights_in_float32_and_no_residual(dtype: torch.dtype, policy: str) -> None:
+    """As Gemma's norms: 1 + weight has no place in 16 bits."""
+    x, residual, _ = _inputs(7, 200, dtype)
+    weight = 1 + torch.rand(200) / 100
+    kernel = native.load() if policy == "native" else None
+    out = torch.full_like(x, torch.nan)
+    if kernel is None:
+        reference.add_rms_norm(x, None, weight, 1e-5, out)
+    else:
+        native.add_rms_norm(kernel, x, None, weight, 1e-5, out)
+    assert torch.equal(out, add_rms_norm(x, None, weight, 1e-5)) or policy == "reference"
+    limit = TOLERANCE[dtype]
+    wanted = torch.nn.functional.rms_norm(x.double(), (200,), weight.double(), 1e-5)
+    torch.testing.assert_close(out.double(), wanted, rtol=limit, atol=limit)
+    want = _expected(x, residual, weight, 1e-5)
+    _check(x, residual, weight, add_rms_norm(x, residual, weight, 1e-5), *want)
+
+
 def test_rows_may_lie_apart_and_neighbours_stay() -> None:
     x, wide, weight = _inputs(5, 96, torch.bfloat16)
     wide[:, :16] = torch.nan
@@ -106,6 +126,10 @@ def test_opcheck() -> None:
     torch.library.opcheck(
         torch.ops.ascend_plugin.add_rms_norm.default, (*_inputs(3, 16, torch.float32), 1e-6)
     )
+    x, _, weight = _inputs(3, 16, torch.bfloat16)
+    torch.library.opcheck(
+        torch.ops.ascend_plugin.add_rms_norm.default, (x, None, weight.float(), 1e-6)
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,8 +140,8 @@ def test_opcheck() -> None:
         ({"x": torch.zeros(3, 16).int()}, "x has dtype torch.int32"),
         ({"residual": torch.zeros(3, 17)}, r"residual must have the shape of x, \[3, 16\]"),
         ({"residual": torch.zeros(4, 16)}, r"residual must have the shape of x, \[3, 16\]"),
-        ({"residual": torch.zeros(3, 16).half()}, "must be of one type"),
-        ({"weight": torch.ones(16).half()}, "must be of one type"),
+        ({"residual": torch.zeros(3, 16).half()}, "x and residual must be of one type"),
+        ({"weight": torch.ones(16).half()}, "weight must be of the type of x, torch.float32, or"),
         ({"weight": torch.ones(15)}, r"weight must be contiguous \[16\]"),
         ({"weight": torch.ones(32)[::2]}, r"weight must be contiguous \[16\]"),
         ({"epsilon": -1e-6}, "epsilon -1e-06 must not be negative"),

@@ -262,6 +262,24 @@ def test_rows_that_are_kept(isa: str, dtype: torch.dtype, m: int) -> None:
 
 
 @every_isa
+@every_dtype
+@pytest.mark.parametrize("m", [0, 1, 5, 300])
+def test_rows_are_scaled(isa: str, dtype: torch.dtype, m: int) -> None:
+    """By a number, and by one element of a tensor; rounded once, as torch does."""
+    lib, wide = loader.load(isa), torch.randn(m, 90).to(dtype)
+    x, factor = wide[:, 3:80], torch.tensor(0.22, dtype=dtype)
+    out = torch.full((m, 77), torch.nan, dtype=dtype)
+    native.elementwise(lib, Elementwise.SCALE, x, factor, out)
+    assert torch.equal(out, x * factor)
+    native.elementwise(lib, Elementwise.SCALE, x, None, out, 0.22)
+    assert torch.equal(out, x * 0.22)
+    with threads(2):
+        native.elementwise(lib, Elementwise.SCALE, x, None, x, 0.22)
+    assert torch.equal(x, out)
+    assert torch.equal(wide[:, :3].isnan(), torch.zeros(m, 3).bool())
+
+
+@every_isa
 @every_operation
 @pytest.mark.parametrize("target", [0, 1])
 def test_elementwise_in_place(isa: str, operation: Elementwise, target: int) -> None:
@@ -289,8 +307,8 @@ def test_elementwise_shared_by_threads(
 
 def test_elementwise_refuses_unknown_functions() -> None:
     x = torch.ones(2, 3)
-    with pytest.raises(RuntimeError, match="function 6 of"):
-        native.elementwise(loader.load(), 6, x, None, x)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="function 8 of"):
+        native.elementwise(loader.load(), 8, x, None, x)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="function 4 of"):
         native.elementwise(loader.load(), Elementwise.ADD, x, None, x)
 
@@ -328,7 +346,7 @@ def test_rms_norm(isa: str, dtype: torch.dtype, m: int, k: int) -> None:
     wide[:, k:] = torch.nan
     x, out = wide[:, :k], torch.full((m, k), torch.nan, dtype=dtype)
     before = wide.clone()
-    native.rms_norm(loader.load(isa), x, weight, 1e-5, out)
+    native.add_rms_norm(loader.load(isa), x, None, weight, 1e-5, out)
     _close(out, F.rms_norm(x.double(), (k,), weight.double(), 1e-5))
     assert torch.equal(x, before[:, :k])
 
@@ -338,8 +356,8 @@ def test_rms_norm_in_place_and_a_bad_row(isa: str) -> None:
     x, weight = torch.randn(5, 96), torch.rand(96)
     x[2, 3] = torch.nan
     out = torch.empty_like(x)
-    native.rms_norm(loader.load(isa), x, weight, 1e-5, out)
-    native.rms_norm(loader.load(isa), x, weight, 1e-5, x)
+    native.add_rms_norm(loader.load(isa), x, None, weight, 1e-5, out)
+    native.add_rms_norm(loader.load(isa), x, None, weight, 1e-5, x)
     assert out[2].isnan().all()
     assert out[[0, 1, 3, 4]].isfinite().all()
     assert torch.equal(x.nan_to_num(), out.nan_to_num())
@@ -376,7 +394,7 @@ def _embedding(ids: torch.Tensor, table: torch.Tensor, out: torch.Tensor) -> tup
 
 def _double(x: torch.Tensor) -> tuple[int, bytes]:
     """Add rows to themselves, in place."""
-    fields = (*(x.stride(0),) * 3, *x.shape, Elementwise.ADD, abi.Dtype.FLOAT32, 1)
+    fields = (*(x.stride(0),) * 3, *x.shape, Elementwise.ADD, 1.0, abi.Dtype.FLOAT32, 1)
     return _function(abi.ElementwiseArgs), abi.pack_elementwise_args(*(x.data_ptr(),) * 3, *fields)
 
 

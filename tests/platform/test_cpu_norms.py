@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from vllm import ir
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.layers.layernorm import GemmaRMSNorm
 from vllm.platforms import current_platform
+
+from ascend_plugin.worker.cpu_gemma import fold_norms
 
 current_platform.import_ir_kernels()
 PROVIDER = "ascend_cpu"
@@ -26,6 +30,29 @@ def test_norm_equals_native(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     impls = ir.ops.rms_norm.impls
     want = impls["native"].impl_fn(x, weight, 1e-6)
     _close(impls[PROVIDER].impl_fn(x, weight, 1e-6), want)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("shape", [(5, 576), (3, 9, 80)])
+def test_gemmas_norms_are_vllms(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Weights in float32, folded: what vLLM's layer computes from its own."""
+    with set_current_vllm_config(VllmConfig()):
+        layer = GemmaRMSNorm(shape[-1], 1e-6).to(dtype)
+    layer.weight.data.copy_(torch.randn(shape[-1]) / 20)
+    x = torch.randn(*shape[:-1], 2 * shape[-1]).to(dtype)[..., : shape[-1]]
+    want = layer.forward_native(x)
+    assert fold_norms(torch.nn.Sequential(layer, torch.nn.Linear(2, 2))) == 1
+    _close(layer(x), want)
+    assert ir.ops.rms_norm.impls[PROVIDER].supports_args(x, layer.weight.float(), 1e-6)
+    _close(ir.ops.rms_norm.impls[PROVIDER].impl_fn(x, 1 + layer.weight.float(), 1e-6), want)
+    layer.weight.data.zero_()
+    fold_norms(layer)
+    _close(layer(x), layer.forward_native(x))
+    if x.dim() == 2:
+        added, total = layer(x, x.clone())
+        wanted, twice = layer.forward_native(x, x.clone())
+        _close(added, wanted)
+        _close(total, twice)
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from engines import EngineProcess, Output
+from engines import EngineProcess, Output, assert_same
 from offline_llama import FakeCache, worst_difference
 from prompts import tokens
 from quant_checkpoints import RECIPES, QuantisedModels, Recipe, Written, compressed_config, write
@@ -25,6 +26,13 @@ RUN = {"prompts": PROMPTS, "max_tokens": 8}
 EXACT = 2e-3
 #: A hidden state that differs in the last bit turns a few codes of inputs into their neighbours.
 QUANTISED_INPUTS = 0.03
+
+#: Checkpoints whose decode steps have operators without native kernels.
+NOT_RECORDED = {
+    "gptq-desc-act": "index_select",
+    "compressed-transforms": "matmul",
+    "modelslim-quarot": "numpy_T",
+}
 
 
 def check(written: Written, outputs: list[Output]) -> None:
@@ -45,6 +53,57 @@ def test_tokens_and_logprobs(plugin: EngineProcess, quantised: QuantisedModels, 
     assert answer.made_of["platform"] == "AscendCPUPlatform"
     for runs_as in RECIPES[name].runs_as:
         assert f"runs as {runs_as} with" in answer.log
+    recorded, repeated, given_up = answer.steps["Decode"]
+    if name in NOT_RECORDED:
+        assert NOT_RECORDED[name] in given_up
+    else:
+        assert given_up is None
+        assert recorded > 0 < repeated
+    check(written, answer.outputs())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["modelslim-w8a8", "compressed-w8a8-static-asymmetric", "compressed-w8a8-dynamic-asymmetric"],
+)
+def test_recorded_steps_are_those_operator_by_operator(
+    plugin: EngineProcess, quantised: QuantisedModels, name: str
+) -> None:
+    engine = settings(quantised(name).path)
+    eager = plugin.run({**engine, "enforce_eager": True}, RUN)
+    assert eager.steps == {}
+    assert_same(eager.outputs(), plugin.run(engine, RUN).outputs(), QUANTISED_INPUTS)
+
+
+@pytest.fixture(scope="module")
+def portable() -> Iterator[EngineProcess]:
+    """The plugin with kernels that know no instructions of the processor."""
+    process = EngineProcess({"ASCEND_PLUGIN_CPU_ISA": "portable"})
+    yield process
+    process.stop()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "modelslim-w8a8",
+        "compressed-w8a8-static-asymmetric",
+        "compressed-w8a8-dynamic",
+        "compressed-w8a8-dynamic-asymmetric",
+    ],
+)
+def test_int8_where_onednn_is_faster(
+    portable: EngineProcess, quantised: QuantisedModels, name: str
+) -> None:
+    written = quantised(name)
+    answer = portable.run(settings(written.path), RUN)
+    given_up = answer.steps["Decode"][2]
+    if name == "modelslim-w8a8":  # its integers fit the plugin's product alone
+        assert "with static_quant, quant_matmul" in answer.log
+        assert given_up is None
+    else:
+        assert "with vLLM's oneDNN int8" in answer.log
+        assert "onednn_scaled_int8_quant" in given_up or "int8" in given_up
     check(written, answer.outputs())
 
 

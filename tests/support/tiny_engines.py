@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from engines import Answer
 
 from ascend_plugin.model.tiny import write_tiny_llama
@@ -69,3 +70,13 @@ def assert_is_plugin(
         "dtypes": ["torch.float32"],
         "batched_tokens": 96,
     }
+
+
+def write_bloom(path: Path) -> str:
+    """Write a tiny random model with ALiBi."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 256, "hidden_size": 128, "n_layer": 2, "n_head": 4}
+    BloomForCausalLM(BloomConfig(**shape, initializer_range=0.25)).save_pretrained(path)
+    return str(path)

@@ -11,7 +11,7 @@ import torch
 from ascend_plugin.ops import native, npu_weights
 from ascend_plugin.ops.dispatch import Support
 from ascend_plugin.ops.npu_weights import ExpertsRequest
-from ascend_plugin.ops.quant_matmul import Int8Request
+from ascend_plugin.ops.quant_matmul import MAX_K, Int8Request
 from ascend_plugin.ops.weight_quant_matmul import LinearRequest
 
 from .scheme import ModuleScheme, Scheme
@@ -95,8 +95,9 @@ def _on_a_cpu(module: ModuleScheme) -> Plan:
         return Plan(Kernel.WEIGHT_ONLY, "W8A16", note)
     static = module.scheme is Scheme.W8A8
     kernel = Kernel.INT8_STATIC if static else Kernel.INT8_DYNAMIC
+    ours = _has_the_best_int8_product() and module.k <= MAX_K
     # Its numbers fit the plugin's product alone: oneDNN adds no integers.
-    if not module.integer_bias and not _has_the_best_int8_product():
+    if not ours and not module.integer_bias:
         kernel = Kernel.INT8_ONEDNN
     return Plan(kernel, module.scheme.value)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +19,7 @@ from ascend_plugin.ops.dispatch import set_policy
 from ascend_plugin.ops.native import memory
 from ascend_plugin.spec_decode.prepare import prepare_drafter
 from ascend_plugin.worker.cpu_gemma import fold_norms
+from ascend_plugin.worker.cpu_memory import LoadReport, measure_load
 from ascend_plugin.worker.cpu_process import is_shared, use_cores
 from ascend_plugin.worker.cpu_steps import RecordedSteps, refusal
 
@@ -36,6 +39,7 @@ class AscendCPUWorker(CPUWorker):
         set_policy(self.plugin_config.ops.implementation)
         apply_worker_patches()
         self.recorded_steps: list[RecordedSteps] = []
+        self.load_report: LoadReport | None = None
 
     def init_device(self) -> None:
         """Take every core where the model shares the scheduler's process."""
@@ -48,7 +52,9 @@ class AscendCPUWorker(CPUWorker):
         from vllm.distributed import get_tensor_model_parallel_rank as rank
         from vllm.distributed import get_tensor_model_parallel_world_size as world
 
-        super().load_model(**kwargs)
+        load_format = self.vllm_config.load_config.load_format
+        files = None if load_format == "dummy" else Path(self.vllm_config.model_config.model)
+        self.load_report = measure_load(partial(super().load_model, **kwargs), files)
         quantise_layers(self.vllm_config, self.plugin_config.kv_cache, rank(), world())
         prepare_drafter(self.vllm_config, self.model_runner, self.plugin_config.speculation)
         self._fold_norms()

@@ -59,6 +59,10 @@ def test_two_engines_in_turn(run_cli, tmp_path):
     assert engines["vllm"]["platform"] == "vllm.platforms.cpu.CpuPlatform"
     assert engines["vllm"]["threads"] == engines["ascend-plugin"]["threads"] == 1
     assert engines["vllm"]["execution"] == engines["ascend-plugin"]["execution"] == "eager"
+    stored = (model / "model.safetensors").stat().st_size
+    assert engines["ascend-plugin"]["checkpoint_bytes"] == pytest.approx(stored, rel=0.05)
+    assert engines["ascend-plugin"]["resident_bytes"] > 0 < engines["ascend-plugin"]["load_seconds"]
+    assert engines["vllm"]["resident_bytes"] is engines["vllm"]["load_seconds"] is None
     assert result["meta"]["execution"] == "eager"
     checkpoints = result["meta"]["checkpoints"][str(model)]
     assert checkpoints == {"ascend-plugin": str(model), "vllm": str(theirs), "llama.cpp": None}

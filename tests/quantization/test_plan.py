@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from implementations import forced, why_not
 from quant_checkpoints import RECIPES, QuantisedModels
 
 from ascend_plugin.quantization.formats import describe
@@ -28,6 +29,25 @@ def test_every_dense_checkpoint_has_a_plan(quantised: QuantisedModels, name: str
         for row in module_rows(checkpoint, target):
             assert not row.note.startswith("not served")
             assert row.runs_as == "FLOAT" or row.scheme[:2] == row.runs_as[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        ("modelslim-w8a8", "static_quant, quant_matmul"),
+        ("compressed-w8a8-static", "static_quant, quant_matmul"),
+        ("compressed-w8a8-dynamic", "dynamic_quant, quant_matmul"),
+    ],
+)
+def test_int8_on_a_cpu(quantised: QuantisedModels, name: str, kernel: str) -> None:
+    module = _describe(quantised(name).path).modules["model.layers.0.mlp.down_proj"]
+    wide = replace(module, k=65536, group=65536)
+    other = kernel if module.integer_bias else "vLLM's oneDNN int8"
+    for isa, expected in (("avx2", kernel), ("portable", other)):
+        if why_not(f"native-{isa}") is None:
+            with forced(f"native-{isa}"):
+                assert plan(module).kernel.value == expected
+                assert plan(wide).kernel.value == other
 
 
 def _on_an_npu(quantised: QuantisedModels, name: str, module: str, model: str = "llama") -> Plan:

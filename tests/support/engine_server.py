@@ -46,6 +46,8 @@ class EngineKeeper:
         self.llm: Any = None
         #: What graphs had done before the engine started.
         self.graphs: dict[str, int] = {}
+        #: Memory of this process before the engine started, once that can be told.
+        self.resident: int | None = None
 
     def serve(self, job: dict[str, Any]) -> dict[str, Any]:
         """Answer a job: the outputs of each of its runs, and what the engine is made of."""
@@ -66,6 +68,7 @@ class EngineKeeper:
             "made_of": self.made_of(),
             "counters": {variant: counts for variant, counts in counted.items() if counts[0]},
             "steps": self.steps(),
+            "load": self.load(),
         }
 
     def start(self, settings: dict[str, Any]) -> None:
@@ -75,6 +78,7 @@ class EngineKeeper:
         # imported, which takes ten times as long as the rest of the start.
         gc.freeze()
         self.graphs = _graph_counts()
+        self.resident = _resident()
         self.llm = LLM(**settings, disable_log_stats=False, seed=0)
         self.settings = settings
 
@@ -184,14 +188,28 @@ class EngineKeeper:
                 totals |= {f"{metric.name}_{i}": value for i, value in enumerate(metric.values)}
         return totals
 
+    def _worker(self) -> Any:
+        """The worker in this process; None: it has one of its own."""
+        executor = self.llm.llm_engine.engine_core.engine_core.model_executor
+        return getattr(getattr(executor, "driver_worker", None), "worker", None)
+
     def steps(self) -> dict[str, list[Any]]:
         """What was recorded on a CPU so far: steps, repetitions, and why no more are."""
-        executor = self.llm.llm_engine.engine_core.engine_core.model_executor
-        worker = getattr(getattr(executor, "driver_worker", None), "worker", None)
         return {
             each.name: [each.recorded, each.repeated, each.given_up]
-            for each in getattr(worker, "recorded_steps", [])
+            for each in getattr(self._worker(), "recorded_steps", [])
         }
+
+    def load(self) -> dict[str, Any]:
+        """What loading the model took on a CPU, and what the process has grown by in all.
+
+        The first engine of a process has the growth None: imports are most of it.
+        """
+        report = getattr(self._worker(), "load_report", None)
+        if report is None:
+            return {}
+        grown = None if self.resident is None else _resident() - self.resident
+        return {**asdict(report), "grown": grown}
 
     def made_of(self) -> dict[str, Any]:
         """What the engine really runs on, whatever it was asked for."""
@@ -246,6 +264,14 @@ def _counters() -> dict[str, list[int]]:
         known = totals.get(variant, [0] * len(counts))
         totals[variant] = [a + b for a, b in zip(known, counts, strict=True)]
     return totals
+
+
+def _resident() -> int | None:
+    """Memory of this process, if an engine of the plugin was here."""
+    if "ascend_plugin.worker.cpu_memory" not in sys.modules:
+        return None
+    resident: int | None = sys.modules["ascend_plugin.worker.cpu_memory"].resident_bytes()
+    return resident
 
 
 def _graph_counts() -> dict[str, int]:

@@ -50,6 +50,7 @@ class Answer:
     made_of: dict[str, Any]
     counters: dict[str, list[int]] = field(default_factory=dict)
     steps: dict[str, list[Any]] = field(default_factory=dict)
+    load: dict[str, Any] = field(default_factory=dict)
     log: str = field(repr=False, default="")
 
     def outputs(self, run: int = 0) -> list[Output]:

@@ -73,6 +73,9 @@ class Loaded:
             own; None: vLLM's, or plain torch.
         threads: of torch, or of llama.cpp.
         seconds: time to start.
+        load_seconds: of it, to load the weights; None, as below: not measured.
+        resident_bytes: memory that the weights take.
+        checkpoint_bytes: of the tensors in the checkpoint.
     """
 
     platform: str
@@ -81,6 +84,9 @@ class Loaded:
     kernels: str | None
     threads: int
     seconds: float
+    load_seconds: float | None = None
+    resident_bytes: int | None = None
+    checkpoint_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,12 +49,13 @@ class Engine:
         from vllm.platforms import current_platform
 
         kind = type(current_platform)
-        runner = self._engine.model_executor.driver_worker.worker.model_runner
+        worker = self._worker()
         backends = {
             f"{group.backend.__module__}.{group.backend.__qualname__}"
-            for groups in runner.attn_groups
+            for groups in worker.model_runner.attn_groups
             for group in groups
         }
+        load = getattr(worker, "load_report", None)  # stock vLLM has none
         return messages.Loaded(
             platform=f"{kind.__module__}.{kind.__qualname__}",
             attention=sorted(backends),
@@ -62,7 +63,13 @@ class Engine:
             kernels=_native_isa() if kind.__module__.startswith("ascend_plugin.") else None,
             threads=torch.get_num_threads(),
             seconds=round(seconds, 1),
+            load_seconds=None if load is None else round(load.seconds, 1),
+            resident_bytes=None if load is None else load.resident_bytes,
+            checkpoint_bytes=None if load is None else load.checkpoint_bytes,
         )
+
+    def _worker(self) -> Any:
+        return self._engine.model_executor.driver_worker.worker
 
     def _execution(self) -> str:
         from vllm.config import CompilationMode
@@ -74,7 +81,7 @@ class Engine:
 
     def _recorded_steps(self) -> list[RecordedSteps]:
         """Return what records decode steps; empty in stock vLLM, or if nothing does."""
-        return getattr(self._engine.model_executor.driver_worker.worker, "recorded_steps", [])
+        return getattr(self._worker(), "recorded_steps", [])
 
     def prefill(self, command: messages.Prefill) -> messages.Prefilled:
         """Submit prompts and step until each has a token."""

@@ -121,9 +121,10 @@ def test_int8_latents(
 ) -> None:
     """The draft layer's pages are c8d beside both; whole steps are not captured."""
     path = scaled if variant == "c8s" else model
-    plain = npu.run(settings(path, **INT8), RUN, AGAIN)
-    answer = npu.run(settings(path, graphs, **INT8) | mtp(DRAFTS), RUN, AGAIN)
-    wanted = cpu.run(on_the_cpu(settings(path, **INT8) | mtp(DRAFTS)), RUN, AGAIN)
+    half = INT8 | {"dtype": "float16"}  # bfloat16's own noise would hide the codes'
+    plain = npu.run(settings(path, **half), RUN, AGAIN)
+    answer = npu.run(settings(path, graphs, **half) | mtp(DRAFTS), RUN, AGAIN)
+    wanted = cpu.run(on_the_cpu(settings(path, **half) | mtp(DRAFTS)), RUN, AGAIN)
     names = sorted({f"AscendNPUMLABackend{each}" for each in ("C8D", variant.upper())})
     assert answer.made_of["backends"] == names
     assert answer.made_of["dtypes"] == ["torch.int8"]
@@ -131,10 +132,10 @@ def test_int8_latents(
     assert f"int8 KV cache of latents: {layers}" in answer.log
     assert answer.outputs(1)[0].cached == 128
     for run in range(2):
-        assert_near(plain.outputs(run), answer.outputs(run), tie=TIES["bfloat16"])
-        assert_near(wanted.outputs(run), answer.outputs(run), tie=TIES["bfloat16"])
+        assert_near(plain.outputs(run), answer.outputs(run), tie=TIES["float16"])
+        assert_near(wanted.outputs(run), answer.outputs(run), tie=TIES["float16"])
     shares = (accepted_share(answer), accepted_share(wanted))
-    assert shares[0] == pytest.approx(shares[1], rel=SHARES["bfloat16"])
+    assert shares[0] == pytest.approx(shares[1], rel=SHARES["float16"])
     assert shares[0] > 0.6
     assert answer.made_of["graphs"]["task_groups"] == 0
     assert (answer.made_of["graphs"]["replays"] > 0) == (graphs != "eager")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,7 +89,9 @@ def quantise_latents(vllm_config: VllmConfig, config: KVCacheConfig) -> dict[str
             variants[name] = Quantisation.C8D  # layers of a draft are not calibrated with the model
         layer_scales = _of(scales, name) if variants[name].static else None
         _apply(layer, variants[name], layer_scales, counters, config.precision == "fast")
-    logger.info("int8 KV cache of latents: %d layers %s.", len(variants), chosen.name.lower())
+    counts = Counter(variant.name.lower() for variant in variants.values())
+    told = ", ".join(f"{count} layers {name}" for name, count in sorted(counts.items()))
+    logger.info("int8 KV cache of latents: %s.", told)
     return variants
 
 

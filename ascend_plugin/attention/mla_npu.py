@@ -20,7 +20,7 @@ from ascend_plugin.ops.page_layout import Arrangement
 
 from .latent_pages import AllDecodes, LatentAttentionImpl, LatentPageBackend
 from .npu import BLOCK_SIZE
-from .npu_metadata import AscendNPUMetadata, AscendNPUMetadataBuilder
+from .npu_metadata import AscendNPUMetadata, AscendNPUMetadataBuilder, layer_specs
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -78,8 +78,7 @@ class AscendNPUMLAMetadataBuilder(AscendNPUMetadataBuilder):
 
         How many blocks are is decided on the host, anew for every batch.
         """
-        spec: Any = kv_cache_spec
-        plain = spec.kv_quant_mode == KVQuantMode.NONE
+        plain = all(spec.kv_quant_mode == KVQuantMode.NONE for spec in layer_specs(kv_cache_spec))
         return cls._cudagraph_support if plain else AttentionCGSupport.NEVER
 
     def build(

@@ -73,6 +73,15 @@ def _kernels_serve(vllm_config: VllmConfig, spec: Any) -> bool:
     return True
 
 
+def layer_specs(group: KVCacheSpec) -> list[Any]:
+    """Return the specs of the layers in a group.
+
+    There are several where pages differ in size: of several variants, or of a draft.
+    """
+    several = isinstance(group, UniformTypeKVCacheSpecs)
+    return list(group.kv_cache_specs.values()) if several else [group]
+
+
 @dataclass(slots=True)
 class AscendNPUMetadata:
     """One batch, as the operators take it.
@@ -101,15 +110,11 @@ class AscendNPUMetadataBuilder(AttentionMetadataBuilder[AscendNPUMetadata]):
 
         Those paths compute where tokens lie on the host, anew for every batch.
         """
-        group: Any = kv_cache_spec
-        # Layers of one group whose pages differ in size: of several variants, or of a draft.
-        several = isinstance(group, UniformTypeKVCacheSpecs)
-        specs: list[Any] = list(group.kv_cache_specs.values()) if several else [group]
         drafts = vllm_config.speculative_config
         rows = 1 if drafts is None else 1 + drafts.num_speculative_tokens
         found = {
             attention.operator.choose(request).implementation.name
-            for spec in specs
+            for spec in layer_specs(kv_cache_spec)
             if spec.kv_quant_mode != KVQuantMode.NONE
             for variant in _possible_variants(vllm_config)
             for request in (_request_of(vllm_config, spec, variant, rows) for rows in {1, rows})

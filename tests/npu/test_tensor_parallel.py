@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from deepseek_mtp import write_deepseek_mtp
 from engines import EngineProcess
+from mtp_cases import accepted_share, mtp
 from npu_engines import NPUModels, assert_near, settings
 from offline_llama import FakeCache, worst_difference
 from prompts import tokens
 from quant_checkpoints import QuantisedModels
+from tiny_deepseek import NPU_LATENTS
 
 from ascend_plugin.ops.sim.options import OPTIONS_VARIABLE, SimulatorOptions
 
@@ -77,3 +81,38 @@ def test_quantised_weights(
     caches = [FakeCache()] * written.offline.layers
     for prompt, output in zip(RUN["prompts"], two.outputs(), strict=True):
         assert worst_difference(written.offline, caches, prompt, output) < OFF
+
+
+@pytest.fixture(scope="module")
+def deepseek(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model with latent attention, experts in groups and a draft layer."""
+    return write_deepseek_mtp(tmp_path_factory.mktemp("deepseek") / "mtp", **NPU_LATENTS)
+
+
+SPREAD = {"enable_expert_parallel": True}
+#: A verification or a plain step of one sequence or two.
+STEPS = {
+    "compilation_config": {
+        "mode": 0,
+        "cudagraph_mode": "FULL_DECODE_ONLY",
+        "cudagraph_capture_sizes": [4, 8],
+    }
+}
+LONGER = RUN | {"max_tokens": 24}
+
+
+@pytest.mark.parametrize("options", [{}, SPREAD, SPREAD | mtp(3)], ids=["tp", "ep", "ep, mtp"])
+def test_latents_and_their_experts(
+    npu: EngineProcess, pair: EngineProcess, deepseek: str, options: dict[str, Any]
+) -> None:
+    """Each device has half of the heads, all latents, and a part of every expert or whole ones."""
+    engine = settings(deepseek, "full", dtype="float16") | STEPS
+    one = npu.run(engine, LONGER)
+    two = pair.run(engine | {"tensor_parallel_size": 2} | options, LONGER)
+    assert_near(one.outputs(), two.outputs())
+    assert "MultiprocExecutor" in two.made_of["executor"]
+    spread = "[EP Rank 0/2] Expert parallelism is enabled" in two.log
+    assert spread == ("enable_expert_parallel" in options)
+    if "speculative_config" in options:
+        alone = npu.run(engine | mtp(3), LONGER)
+        assert accepted_share(two) == pytest.approx(accepted_share(alone), rel=0.1)

@@ -66,6 +66,45 @@ def no_centring(model: Any) -> None:
         base.center_embeddings = lambda embedding: None
 
 
+def smooth_by_inputs() -> None:
+    """Let SmoothQuant measure what down_proj reads when up_proj takes its scales.
+
+    llm-compressor 0.14.0.1 measures what the scaled layer puts out. That is the input of the
+    balanced layers where the scaled one is a norm, but down_proj reads a product with up_proj's
+    output: smoothing by the factor alone makes it worse.
+    """
+    import torch
+    from llmcompressor.modifiers.transform.smoothquant import base
+
+    own_hooks = base.SmoothQuantModifier._setup_scale_hooks
+
+    def set_up(self: Any) -> None:
+        every = self.resolved_mappings_
+        matrices = [mapping for mapping in every if mapping.smooth_layer.weight.ndim > 1]
+        self.resolved_mappings_ = [mapping for mapping in every if mapping not in matrices]
+        own_hooks(self)
+        self.resolved_mappings_ = every
+        for mapping in matrices:
+            self.register_hook(
+                mapping.balance_layers[0], range_of_input(self, mapping.smooth_name), "forward_pre"
+            )
+
+    def range_of_input(modifier: Any, name: str) -> Any:
+        def hook(module: Any, arguments: Any) -> None:
+            rows = arguments[0].flatten(0, -2)  # [tokens, channels]
+            low, high = rows.amin(0), rows.amax(0)
+            if seen := modifier.scales_.get(name):
+                low = torch.minimum(low, seen.min_channel_vals)
+                high = torch.maximum(high, seen.max_channel_vals)
+            modifier.scales_[name] = base.SmoothQuantScale(
+                min_channel_vals=low, max_channel_vals=high
+            )
+
+        return hook
+
+    base.SmoothQuantModifier._setup_scale_hooks = set_up
+
+
 def modifiers_of(job: dict[str, Any]) -> list[Any]:
     """Build the stage's modifiers; the job's ``ignore`` joins those that have one."""
     from llmcompressor.modifiers.gptq import GPTQModifier
@@ -121,6 +160,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     no_pinning()
+    smooth_by_inputs()
     report("loading the model", 0, 1)
     model = AutoModelForCausalLM.from_pretrained(
         job["model"], dtype=job["dtype"], local_files_only=True

@@ -19,6 +19,7 @@ from ascend_plugin.quantization.rotate import Rotate
 from ascend_plugin.quantization.scheme import Checkpoint, ModuleScheme
 from ascend_plugin.quantization.unpack import StaticInput
 from ascend_plugin.weight_tools.errors import WeightToolError
+from ascend_plugin.weight_tools.experts import ExpertName, replace_experts
 from ascend_plugin.weight_tools.portable import PortableModule, read_module
 
 
@@ -106,9 +107,15 @@ def load_meaning(folder: Path, dtype: torch.dtype) -> tuple[Any, Checkpoint]:
             "then checkpoints of ModelSlim, compressed-tensors, GPTQ, AWQ or auto-round."
         )
     model = _empty_model(folder, dtype)
-    modules = {name: m for name, m in checkpoint.modules.items() if m.quantised or m.rotations}
+    modules = {
+        name: about
+        for name, about in checkpoint.modules.items()
+        if about.quantised or about.rotations or ExpertName.of(name)
+    }
+    replace_experts(model, modules, lambda name: _linear(checkpoint, modules[name], dtype))
     for name, about in modules.items():
-        _replace(model, name, _linear(checkpoint, about, dtype))
+        if not ExpertName.of(name):
+            _replace(model, name, _linear(checkpoint, about, dtype))
     taken = {info.name for about in modules.values() for info in about.tensors.values()}
     taken |= checkpoint.unused
     int8_scheme = is_int8_scheme(read_quantization_config(folder))

@@ -81,6 +81,15 @@ def test_meaning_is_kept(quantised: QuantisedModels, name: str, form: str, tmp_p
 
 
 @pytest.mark.parametrize("form", ["compressed-tensors", "modelslim"])
+@pytest.mark.parametrize("name", ["modelslim-mixed", "compressed-w4a16-group", "awq"])
+def test_experts(quantised: QuantisedModels, name: str, form: str, tmp_path: Path) -> None:
+    source = quantised(name, "qwen3_moe").path
+    made = convert(source, tmp_path / "made", form)
+    assert any(".experts." in module for module in modules(made))
+    assert_same(source, made)
+
+
+@pytest.mark.parametrize("form", ["compressed-tensors", "modelslim"])
 @pytest.mark.parametrize("name", NAMES)
 def test_real_checkpoints(name: str, form: str, tmp_path: Path) -> None:
     said = refusal(name, form)

@@ -14,6 +14,8 @@ pytestmark = pytest.mark.engine
 
 RUN = {"prompts": [tokens(40, seed=1)], "max_tokens": 4}
 PAGES = 32 << 20
+#: Rotary angles, and what the allocator rounds up. A float copy of one layer would be 30 MiB.
+SLACK = 2 << 20
 #: Of a small engine's steps and its Python objects, whatever the checkpoint.
 REST = 24 << 20
 
@@ -37,7 +39,7 @@ def test_resident_bytes_are_those_of_the_checkpoint(
     load = answer.load
     assert load["checkpoint_bytes"] == pytest.approx(stored, rel=0.01)
     assert stored > 40 << 20, "enough to stand out"
-    assert 0.95 * stored < load["resident_bytes"] < 1.05 * stored
+    assert 0.95 * stored < load["resident_bytes"] < 1.05 * stored + SLACK
     assert load["seconds"] > 0
     assert f"and {load['resident_bytes'] / 2**20:.1f} MiB of memory for" in answer.log
     # Steps make no copy either.

@@ -87,7 +87,9 @@ Prompts = Annotated[
 ]
 Drafts = Annotated[int, typer.Option(help="Drafts of a proposal: num_speculative_tokens.")]
 Tokens = Annotated[int, typer.Option(help="Tokens to generate per prompt at most.")]
-SpeedPrompts = Annotated[int, typer.Option(help="Prompts that are timed; 0: none.")]
+SpeedPrompts = Annotated[
+    int, typer.Option(help="Prompts that are timed one by one, and groups of 8; 0: none.")
+]
 Rounds = Annotated[int, typer.Option(help="Timed runs of each engine, in turn.")]
 Dtype = Annotated[
     str,

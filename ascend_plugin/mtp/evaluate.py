@@ -29,7 +29,8 @@ class EvalRequest:
         stop: ids that end a text.
         drafts: of a proposal.
         tokens: to generate per prompt at most.
-        speed_prompts: of the prompts, how many are timed; 0: none.
+        speed_prompts: of the prompts, how many are timed one by one; larger batches take as many
+            groups, as far as there are prompts. 0: none.
         rounds: interleaved runs of each.
         dtype: what the model computes in.
         threads: of torch, in each engine.
@@ -188,16 +189,23 @@ def _race(
 ) -> dict[int, list[tuple[float, float]]]:
     """Return tokens per second with and without drafts, of each round, by batch size."""
     found: dict[int, list[tuple[float, float]]] = {}
-    prompts = request.prompts[: request.speed_prompts]
     for size in _SIZES:
-        if len(prompts) < size:
+        # Steps of a full batch are timed, so a group ends with its first request: one group says
+        # more about the choice of drafts at its beginning than about the choice that lasts.
+        groups = min(request.speed_prompts, len(request.prompts) // size)
+        if not groups:
             continue
-        whole = prompts[: len(prompts) // size * size]
+        whole = _spread(request.prompts, groups * size)
         for i in range(request.rounds):
             report(f"speed at batch {size}", i, request.rounds)
             pair = [_speed(worker, _batch(request, whole, size)) for worker in (with_, without)]
             found.setdefault(size, []).append((pair[0], pair[1]))
     return found
+
+
+def _spread(prompts: Sequence[list[int]], count: int) -> list[list[int]]:
+    """Return ``count`` of the prompts, evenly spread: the file may have them by kind."""
+    return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 def _speed(worker: Worker, batch: dict[str, Any]) -> float:

@@ -4,11 +4,13 @@ A draft layer attends to keys of its own of every position. vLLM runs it in each
 draft is wanted, so that none is missing; in a model of 30 layers that is some 5 % of a step, for
 nothing. Here a step without drafts only keeps what the layer would read. It reads all of that in
 one pass when drafts are wanted again, when a block becomes full (from then on the prefix cache may
-hand it to others), or after some steps.
+hand it to others), or after some steps. Where the layer can be stopped, that pass ends with the
+keys: attention and MLP would compute what nobody reads.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +46,10 @@ class Rows:
         return self.start + len(self.tokens)
 
 
+class _KeysWrittenError(Exception):
+    """Ends a pass of a draft layer whose keys are in the cache."""
+
+
 class DeferredKeys:
     """Stands in for ``propose`` of a proposer that is told how many drafts to make."""
 
@@ -56,6 +62,10 @@ class DeferredKeys:
         """
         self._runner, self._drafter, self._most = runner, runner.drafter, most
         self._propose = runner.drafter.propose
+        self._attention = _only_attention(runner)
+        self._whole_step = runner.propose_draft_token_ids
+        if not hasattr(runner.model, "get_mtp_target_hidden_states"):
+            runner.propose_draft_token_ids = self._after_step
         self._kept: dict[str, list[Rows]] = {}
         self._steps = self._rows = 0
         #: Passes that were saved, and passes in which the layer caught up.
@@ -76,6 +86,55 @@ class DeferredKeys:
         self._drafter._last_draft_probs = None
         return torch.empty(batch.num_reqs, 0, dtype=torch.int64, device=self._drafter.device)
 
+    def _after_step(
+        self,
+        scheduled: Any,
+        sampled: Any,
+        sampling: Any,
+        hidden: torch.Tensor,
+        sample_hidden: torch.Tensor,
+        aux_hidden: Any,
+        verified: Any,
+        common: Any,
+        slots: Any,
+    ) -> Any:
+        """Stand in for the runner's ``propose_draft_token_ids``; arguments as there.
+
+        After a step without drafts before and behind it, in which all requests decoded, there is
+        nothing to find out: every request has one row, and the token that was sampled follows it.
+        """
+        runner, count = self._runner, common.num_reqs
+        plain = (
+            not scheduled.num_spec_tokens_to_schedule
+            and common.max_query_len == 1
+            and isinstance(sampled, torch.Tensor)
+            and aux_hidden is None
+            and runner.valid_sampled_token_count_event is None  # else the device waits for it
+            and not runner.discard_request_mask.np[:count].any()
+        )
+        if not plain:
+            return self._whole_step(
+                scheduled,
+                sampled,
+                sampling,
+                hidden,
+                sample_hidden,
+                aux_hidden,
+                verified,
+                common,
+                slots,
+            )
+        return self(
+            num_speculative_tokens=0,
+            target_token_ids=runner.input_ids.gpu[:count],
+            target_positions=runner._get_positions(count),
+            target_hidden_states=hidden[:count],
+            next_token_ids=sampled[:, 0],
+            token_indices_to_sample=None,
+            common_attn_metadata=common,
+            sampling_metadata=sampling,
+        )
+
     def _next_starts(self) -> dict[str, int]:
         """Return the position of the first row of each request in this step."""
         batch = self._runner.input_batch
@@ -94,18 +153,18 @@ class DeferredKeys:
         positions = call["target_positions"].clone()
         hidden = call["target_hidden_states"].clone()
         slots = common.slot_mapping.clone()
-        following = call["next_token_ids"].clone()
+        following = call["next_token_ids"].clone().split(1)
+        # Of each request the rows that are kept, then those of rejected drafts.
+        counts: list[int] = []
+        for first, last, end in zip(bounds, lasts, bounds[1:], strict=False):
+            counts += [last + 1 - first, end - last - 1]
+        parts = [
+            each[: bounds[-1]].split(counts)[::2] for each in (tokens, positions, hidden, slots)
+        ]
         ends: dict[str, int] = {}
         for i, (name, start) in enumerate(self._next_starts().items()):
-            part = slice(bounds[i], lasts[i] + 1)
-            rows = Rows(
-                start,
-                tokens[part],
-                positions[part],
-                hidden[part],
-                slots[part],
-                following[i : i + 1],
-            )
+            token, position, state, slot = (each[i] for each in parts)
+            rows = Rows(start, token, position, state, slot, following[i])
             earlier = self._kept.setdefault(name, [])
             if earlier and earlier[-1].end != start:  # it was preempted: its pages are others
                 earlier.clear()
@@ -141,7 +200,19 @@ class DeferredKeys:
         self._rows = sum(len(part.tokens) for rows in self._kept.values() for part in rows)
         if wanted:
             self.passes += 1
-            self._propose(**self._reading(call, wanted))
+            self._read(self._reading(call, wanted))
+
+    def _read(self, call: dict[str, Any]) -> None:
+        """Run the layer for its keys."""
+        if self._attention is None:
+            self._propose(**call)
+            return
+        self._attention.forward = _stop  # hides the method of its class
+        try:
+            with suppress(_KeysWrittenError):
+                self._propose(**call)
+        finally:
+            del self._attention.forward
 
     def _reading(
         self, call: dict[str, Any], wanted: list[tuple[int, list[Rows]]]
@@ -178,6 +249,44 @@ class DeferredKeys:
             "common_attn_metadata": metadata,
             "sampling_metadata": call["sampling_metadata"],
         }
+
+
+def _stop(*_: Any, **__: Any) -> None:
+    """Stand in for attention: keys are written before it."""
+    raise _KeysWrittenError
+
+
+def _only_attention(runner: Any) -> Any:
+    """Return the attention of a draft model that can be stopped there; None: it has to run through.
+
+    It can if there is no other layer behind it, and nothing between Python and it: no graph, no
+    compiled code.
+    """
+    from vllm.config import CompilationMode
+
+    compilation = runner.vllm_config.compilation_config
+    names = list(runner.drafter._draft_attn_layer_names)
+    if runner.device.type != "cpu" or compilation.mode != CompilationMode.NONE or len(names) != 1:
+        return None
+    impl = compilation.static_forward_context[names[0]].impl
+    return impl if hasattr(impl, "forward") else None
+
+
+def sample_without_drafts(runner: Any) -> None:
+    """Let steps that verify nothing sample as engines without speculation do.
+
+    vLLM sends them through its rejection sampler, which takes longer and says the same.
+
+    Args:
+        runner: vLLM's model runner.
+    """
+    sample = runner._sample
+
+    def without(logits: torch.Tensor | None, metadata: Any) -> Any:
+        verifies = metadata is not None and any(metadata.num_draft_tokens)
+        return sample(logits, metadata if verifies else None)
+
+    runner._sample = without
 
 
 def why_not(vllm_config: Any, drafter: Any) -> str | None:

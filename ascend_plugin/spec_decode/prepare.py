@@ -9,7 +9,7 @@ from ascend_plugin.config import SpeculationConfig
 
 from .adaptive import is_adaptive
 from .draft_head import ends_of_text, find_order, shrink_draft_head
-from .draft_keys import DeferredKeys, why_not
+from .draft_keys import DeferredKeys, sample_without_drafts, why_not
 from .metrics import read_choices
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def prepare_drafter(vllm_config: VllmConfig, runner: Any, config: SpeculationCon
     shrink_draft_head(vllm_config, runner.drafter, config.draft_head)
     if not is_adaptive(vllm_config):
         return
+    sample_without_drafts(runner)
     obstacle = why_not(vllm_config, runner.drafter)
     if obstacle is None:
         assert speculative.num_speculative_tokens is not None

@@ -56,8 +56,11 @@ class Decoder:
 
 @pytest.fixture(scope="module", autouse=True)
 def _stock_operators() -> None:
+    from vllm.platforms import current_platform
+
     from ascend_plugin.bench.stock_operators import load_stock_operators
 
+    assert current_platform.is_cpu()  # decided before stock operators are loaded without plugins
     load_stock_operators("rotary_embedding")
 
 

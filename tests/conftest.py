@@ -99,6 +99,16 @@ def repository() -> Path:
     return REPOSITORY
 
 
+@pytest.fixture(scope="session")
+def real_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The float model that the checkpoints of real tools were made from."""
+    from real_checkpoints import write_base
+
+    folder = tmp_path_factory.mktemp("base") / "float"
+    write_base(folder)
+    return folder
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test that asks for ``implementation`` once per implementation."""
     if "implementation" in metafunc.fixturenames:

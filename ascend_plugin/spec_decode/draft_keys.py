@@ -86,23 +86,13 @@ class DeferredKeys:
         self._drafter._last_draft_probs = None
         return torch.empty(batch.num_reqs, 0, dtype=torch.int64, device=self._drafter.device)
 
-    def _after_step(
-        self,
-        scheduled: Any,
-        sampled: Any,
-        sampling: Any,
-        hidden: torch.Tensor,
-        sample_hidden: torch.Tensor,
-        aux_hidden: Any,
-        verified: Any,
-        common: Any,
-        slots: Any,
-    ) -> Any:
+    def _after_step(self, *step: Any) -> Any:
         """Stand in for the runner's ``propose_draft_token_ids``; arguments as there.
 
         After a step without drafts before and behind it, in which all requests decoded, there is
         nothing to find out: every request has one row, and the token that was sampled follows it.
         """
+        scheduled, sampled, sampling, hidden, _, aux_hidden, _, common, _ = step
         runner, count = self._runner, common.num_reqs
         plain = (
             not scheduled.num_spec_tokens_to_schedule
@@ -113,17 +103,7 @@ class DeferredKeys:
             and not runner.discard_request_mask.np[:count].any()
         )
         if not plain:
-            return self._whole_step(
-                scheduled,
-                sampled,
-                sampling,
-                hidden,
-                sample_hidden,
-                aux_hidden,
-                verified,
-                common,
-                slots,
-            )
+            return self._whole_step(*step)
         return self(
             num_speculative_tokens=0,
             target_token_ids=runner.input_ids.gpu[:count],
@@ -270,23 +250,6 @@ def _only_attention(runner: Any) -> Any:
         return None
     impl = compilation.static_forward_context[names[0]].impl
     return impl if hasattr(impl, "forward") else None
-
-
-def sample_without_drafts(runner: Any) -> None:
-    """Let steps that verify nothing sample as engines without speculation do.
-
-    vLLM sends them through its rejection sampler, which takes longer and says the same.
-
-    Args:
-        runner: vLLM's model runner.
-    """
-    sample = runner._sample
-
-    def without(logits: torch.Tensor | None, metadata: Any) -> Any:
-        verifies = metadata is not None and any(metadata.num_draft_tokens)
-        return sample(logits, metadata if verifies else None)
-
-    runner._sample = without
 
 
 def why_not(vllm_config: Any, drafter: Any) -> str | None:

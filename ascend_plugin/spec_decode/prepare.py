@@ -9,10 +9,11 @@ from ascend_plugin.config import SpeculationConfig
 
 from .adaptive import is_adaptive
 from .draft_head import ends_of_text, find_order, shrink_draft_head
-from .draft_keys import DeferredKeys, sample_without_drafts, why_not
+from .draft_keys import DeferredKeys, why_not
 from .metrics import read_choices
 
 if TYPE_CHECKING:
+    import torch
     from vllm.config import VllmConfig
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,23 @@ def prepare_drafter(vllm_config: VllmConfig, runner: Any, config: SpeculationCon
         runner.drafter.propose = DeferredKeys(runner, speculative.num_speculative_tokens)
     else:
         logger.info("The draft layer runs in steps without drafts too: %s.", obstacle)
+
+
+def sample_without_drafts(runner: Any) -> None:
+    """Let steps that verify nothing sample as engines without speculation do.
+
+    vLLM sends them through its rejection sampler, which takes longer and says the same.
+
+    Args:
+        runner: vLLM's model runner.
+    """
+    sample = runner._sample
+
+    def without(logits: torch.Tensor | None, metadata: Any) -> Any:
+        verifies = metadata is not None and any(metadata.num_draft_tokens)
+        return sample(logits, metadata if verifies else None)
+
+    runner._sample = without
 
 
 def describe(vllm_config: VllmConfig, config: SpeculationConfig) -> dict[str, object]:

@@ -10,11 +10,11 @@ from engines import EngineProcess
 from npu_engines import assert_near, on_the_cpu, settings
 from offline_llama import worst_difference
 from quant_oracle import read_meaning
-from real_checkpoints import NAMES, checkpoint, offline, runs_as, write_base
+from real_checkpoints import NAMES, checkpoint, offline, prompts, runs_as
 
 pytestmark = pytest.mark.engine
 
-PROMPTS = [[(7 * i * i + seed) % 29 + 3 for i in range(n)] for seed, n in enumerate((5, 129))]
+PROMPTS = prompts(5, 129)
 RUN: dict[str, Any] = {"prompts": PROMPTS, "max_tokens": 6}
 
 #: Logprobs in bfloat16 of a model whose inputs stay 16-bit, and of one whose are quantised.
@@ -24,18 +24,12 @@ TOLERANCE, QUANTISED_INPUTS = 0.15, 0.4
 WIDE_TIE = 0.15
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The float model that all were made from."""
-    folder = tmp_path_factory.mktemp("base") / "float"
-    write_base(folder)
-    return folder
-
-
 @pytest.mark.parametrize("name", NAMES)
-def test_tokens_and_logprobs(npu: EngineProcess, cpu: EngineProcess, base: Path, name: str) -> None:
+def test_tokens_and_logprobs(
+    npu: EngineProcess, cpu: EngineProcess, real_base: Path, name: str
+) -> None:
     meant = read_meaning(checkpoint(name))
-    model, caches = offline(base, meant)
+    model, caches = offline(real_base, meant)
     engine = settings(str(checkpoint(name)), max_model_len=512)
     if meant.kv_scales and name.startswith("ms-"):
         engine["kv_cache_dtype"] = "int8_per_token_head"  # ModelSlim's files do not choose it

@@ -12,23 +12,15 @@ import torch
 from engines import EngineProcess
 from offline_llama import worst_difference
 from quant_oracle import read_meaning
-from real_checkpoints import NAMES, checkpoint, offline, runs_as, write_base
+from real_checkpoints import NAMES, checkpoint, offline, prompts, runs_as
 from tiny_engines import settings
 
 from ascend_plugin.quantization.formats import describe
 from ascend_plugin.weight_tools.meaning import dequantise
 from ascend_plugin.weight_tools.portable import read_module
 
-PROMPTS = [[(7 * i * i + seed) % 29 + 3 for i in range(n)] for seed, n in enumerate((5, 40, 129))]
+PROMPTS = prompts(5, 40, 129)
 RUN = {"prompts": PROMPTS, "max_tokens": 8}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The float model that all were made from."""
-    folder = tmp_path_factory.mktemp("base") / "float"
-    write_base(folder)
-    return folder
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,9 +43,9 @@ def test_weights(name: str) -> None:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("name", NAMES)
-def test_tokens_and_logprobs(plugin: EngineProcess, base: Path, name: str) -> None:
+def test_tokens_and_logprobs(plugin: EngineProcess, real_base: Path, name: str) -> None:
     meant = read_meaning(checkpoint(name))
-    model, caches = offline(base, meant)
+    model, caches = offline(real_base, meant)
     engine = settings(str(checkpoint(name)), max_model_len=512)
     if meant.kv_scales and name.startswith("ms-"):
         engine["kv_cache_dtype"] = "int8_per_token_head"  # ModelSlim's files do not choose it

@@ -34,6 +34,7 @@ def train(
     data: options.Texts,
     output: options.Output,
     work: options.Work = None,
+    start_from: options.StartFrom = None,
     answers: options.Answers = 2400,
     held_out: options.HeldOut = 200,
     answer_tokens: options.AnswerTokens = 192,
@@ -70,12 +71,10 @@ def train(
     )
     work = work or output.with_name(output.name + ".work")
     texts, used = read_texts(data), use_threads(threads)
-    _train(
-        TrainRequest(model, texts, output, work, text_tokens, samples, training, used, device),
-        restart,
-        plot,
-        as_json,
+    request = TrainRequest(
+        model, texts, output, work, text_tokens, samples, training, start_from, used, device
     )
+    _train(request, restart, plot, as_json)
 
 
 @app.command()

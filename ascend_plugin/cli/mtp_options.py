@@ -50,6 +50,15 @@ Texts = Annotated[
     typer.Option("--data", metavar="FILE", readable=False, help="UTF-8 prose; repeatable."),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to make.")]
+StartFrom = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="LAYER",
+        readable=False,
+        help="A layer.safetensors of this model to begin with.",
+        show_default="the model's last layer",
+    ),
+]
 Work = Annotated[
     Path | None,
     typer.Option(

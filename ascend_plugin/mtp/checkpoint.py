@@ -135,6 +135,24 @@ def load_layer(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     return tensors, about
 
 
+def load_layer_of(base: Path, layer: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return what :func:`load_layer` does, of a layer that was trained for the model in ``base``.
+
+    Raises:
+        MTPError: the layer is of another base, or of other sizes.
+    """
+    tensors, about = load_layer(layer)
+    found = base_fingerprint(base)
+    if about.get("base") != found:
+        raise MTPError(
+            f"{layer} was trained for another base ({about.get('model', 'unknown')}, fingerprint "
+            f"{about.get('base')}); {base} has fingerprint {found}. Its drafts would be noise. "
+            "Train a layer for this base with 'ascend-plugin mtp train'."
+        )
+    _check_shapes(tensors, check_base(read_config(base), base), layer)
+    return tensors, about
+
+
 def attach(base: Path, layer: Path, output: Path) -> Path:
     """Write a checkpoint of a base with a draft layer.
 
@@ -146,17 +164,9 @@ def attach(base: Path, layer: Path, output: Path) -> Path:
     Raises:
         MTPError: the layer is of another base, or the folder is something else.
     """
-    tensors, about = load_layer(layer)
-    found = base_fingerprint(base)
-    if about.get("base") != found:
-        raise MTPError(
-            f"{layer} was trained for another base ({about.get('model', 'unknown')}, fingerprint "
-            f"{about.get('base')}); {base} has fingerprint {found}. Its drafts would be noise. "
-            "Train a layer for this base with 'ascend-plugin mtp train'."
-        )
+    tensors, about = load_layer_of(base, layer)
     config = read_config(base)
     shape = check_base(config, base)
-    _check_shapes(tensors, shape, layer)
     order = load_order(layer) if VOCABULARY in about else None
     if order is not None:
         order.check_vocabulary(shape.vocabulary, layer)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ascend_plugin.kv_eval.text import text_digest
 from ascend_plugin.mtp.base import BaseModel, check_base, read_config
-from ascend_plugin.mtp.checkpoint import attach, save_layer
+from ascend_plugin.mtp.checkpoint import attach, load_layer_of, save_layer
 from ascend_plugin.mtp.errors import MTPError
 from ascend_plugin.mtp.hidden import HiddenCache, Reading, text_samples
+from ascend_plugin.mtp.layer import PREFIX
 from ascend_plugin.mtp.sampling import Kind, Progress, Sample, SamplePlan, sample
 from ascend_plugin.mtp.train import Course, Trainer, TrainPlan, save_curve
+
+if TYPE_CHECKING:
+    import torch
 
 #: Tokens of a piece of given text.
 _PIECE = 384
@@ -32,6 +38,7 @@ class TrainRequest:
         work: folder of samples, hidden states and the state of training.
         text_tokens: tokens of the given prose to learn from as well.
         samples, training: plans.
+        start: file of a layer of this base to begin with.
         threads: of sampling.
         device: of the base and the training: ``cpu`` or another of torch's.
     """
@@ -43,6 +50,7 @@ class TrainRequest:
     text_tokens: int = 100_000
     samples: SamplePlan = field(default_factory=SamplePlan)
     training: TrainPlan = field(default_factory=TrainPlan)
+    start: Path | None = None
     threads: int = 1
     device: str = "cpu"
 
@@ -74,29 +82,29 @@ def run(request: TrainRequest, report: Progress) -> TrainResult:
         MTPError: it cannot be trained.
     """
     check_base(read_config(request.model), request.model)
+    plan, start = _training(request)
     _claim(request)
     report("loading the base", 0, 1)
     base = BaseModel(request.model, request.device)
     given = _sample(base, request, report)
-    trainer = _trainer(base, given, request, report)
+    learnt, held_out = _readings(base, given, request, report)
+    trainer = Trainer(base, learnt, held_out, plan, request.work, start)
     course = trainer.run(report)
     best = course.best()
     if best is None:
         raise MTPError(
             f"training ended before its first validation. Give more than "
-            f"--minutes {request.training.minutes:g}."
+            f"--minutes {plan.minutes:g}."
         )
     request.output.mkdir(parents=True, exist_ok=True)
     layer = request.output / LAYER
-    about = _about(base, request, course)
+    about = _about(base, request, plan, course)
     save_layer(layer, trainer.best_weights, trainer.head.order, about)
     save_curve(request.output / "curve.json", course)
     write_prompts(request.output / "prompts.jsonl", [s for s in given if s.held_out])
     checkpoint = attach(request.model, layer, request.output / "checkpoint")
-    learnt = sum(not item.held_out for item in given)
-    return TrainResult(
-        layer, checkpoint, course, learnt, len(given) - learnt, round(trainer.head.coverage, 4)
-    )
+    coverage = round(trainer.head.coverage, 4)
+    return TrainResult(layer, checkpoint, course, len(learnt), len(held_out), coverage)
 
 
 def _sample(base: BaseModel, request: TrainRequest, report: Progress) -> list[Sample]:
@@ -125,9 +133,21 @@ def _sample(base: BaseModel, request: TrainRequest, report: Progress) -> list[Sa
     return found + text_samples(ids, _PIECE, request.text_tokens // _PIECE)
 
 
-def _trainer(
+def _training(request: TrainRequest) -> tuple[TrainPlan, dict[str, torch.Tensor] | None]:
+    """Return the plan, and the parameters to begin with if it is to begin with a layer."""
+    if request.start is None:
+        return request.training, None
+    weights, _ = load_layer_of(request.model, request.start)
+    digest = hashlib.sha256(request.start.read_bytes()).hexdigest()
+    named = {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
+    return replace(request.training, start=digest), named
+
+
+def _readings(
     base: BaseModel, given: Sequence[Sample], request: TrainRequest, report: Progress
-) -> Trainer:
+) -> tuple[list[Reading], list[Reading]]:
+    """Return what the base says of the samples to learn from, and of those held out."""
+
     def read(name: str, part: Sequence[Sample]) -> list[Reading]:
         cache = HiddenCache(request.work / "hidden", name)
         cache.fill(base, part, report)
@@ -135,7 +155,7 @@ def _trainer(
 
     learnt = read("learnt", [item for item in given if not item.held_out])
     held_out = read("held-out", [item for item in given if item.held_out])
-    return Trainer(base, learnt, held_out, request.training, request.work)
+    return learnt, held_out
 
 
 def _claim(request: TrainRequest) -> None:
@@ -161,7 +181,9 @@ def _claim(request: TrainRequest) -> None:
         )
 
 
-def _about(base: BaseModel, request: TrainRequest, course: Course) -> dict[str, str]:
+def _about(
+    base: BaseModel, request: TrainRequest, plan: TrainPlan, course: Course
+) -> dict[str, str]:
     """Return what a layer's file says of its making."""
     best = course.best()
     assert best is not None
@@ -172,7 +194,7 @@ def _about(base: BaseModel, request: TrainRequest, course: Course) -> dict[str, 
         "tokens": str(best.tokens),
         "seconds": str(round(best.seconds)),
         "samples": json.dumps(asdict(request.samples)),
-        "training": json.dumps(asdict(request.training)),
+        "training": json.dumps(asdict(plan)),
         "text_sha256": text_digest(request.texts),
         "ascend_plugin": metadata.version("ascend-plugin"),
     }

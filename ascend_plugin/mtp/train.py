@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ class TrainPlan:
         minutes: of training, validation included; over all runs that continue each other.
         epochs: passes over the data at most.
         batch_tokens: tokens of a step.
-        passes: drafts in a row that are learnt; later ones cost as much time as the first.
+        passes: drafts in a row that are learnt in the end, while rates fall. Until then only the
+            first is: each later one costs as much time again, and is learnt soon.
         head_tokens: tokens of the vocabulary that take part (``objective.Head``).
         matrix_rate: learning rate of matrices (Muon).
         vector_rate: of norms and biases (AdamW).
@@ -39,6 +40,7 @@ class TrainPlan:
         check_steps: steps between validations.
         patience: validations without a new best after which training ends.
         seed: of the order and the noise.
+        start: SHA-256 of the file of the layer to begin with; none: begins as the base's last one.
     """
 
     minutes: float = 60.0
@@ -54,6 +56,11 @@ class TrainPlan:
     check_steps: int = 50
     patience: int = 8
     seed: int = 0
+    start: str | None = None
+
+    def left(self, seconds: float) -> float:
+        """Return the share of the time that is left after so many seconds."""
+        return 1 - seconds / (self.minutes * 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +112,17 @@ class Trainer:
         held_out: Sequence[Reading],
         plan: TrainPlan,
         folder: Path,
+        start: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Prepare, and go on from what an earlier run left in ``folder``.
+
+        Args:
+            base: stays as it is.
+            readings: to learn from.
+            held_out: to validate with.
+            plan: how.
+            folder: where the state of training is kept.
+            start: parameters of ``MTPLayer`` to begin with; none: those of the base's last layer.
 
         Raises:
             MTPError: there is nothing to learn from, or what is in the folder is of another plan.
@@ -119,7 +135,10 @@ class Trainer:
         self.base, self.plan = base, plan
         self._readings, self._held_out = readings, held_out
         self.layer = MTPLayer(base.shape)
-        self.layer.start_from(base)
+        if start is None:
+            self.layer.start_from(base)
+        else:
+            self.layer.load_state_dict(dict(start))
         self.layer.to(base.device)
         self.head: Head = choose_head(base.head, readings, plan.head_tokens)
         self._scale = float(base.norm.float().pow(2).mean())
@@ -166,13 +185,17 @@ class Trainer:
     def _set_rates(self) -> None:
         """Warm up, hold, then fall linearly over the last part of the time."""
         plan = self.plan
-        left = 1 - self.course.seconds / (plan.minutes * 60)
+        left = plan.left(self.course.seconds)
         share = min(1.0, (self.course.step + 1) / 20) * max(0.02, min(1.0, left / plan.decay))
         for optimiser, rate in zip(
             self._optimisers, (plan.matrix_rate, plan.vector_rate), strict=True
         ):
             for group in optimiser.param_groups:
                 group["lr"] = rate * share
+
+    def _passes(self) -> int:
+        plan = self.plan
+        return plan.passes if plan.left(self.course.seconds) <= plan.decay else 1
 
     def _step(self, batch: Batch) -> float:
         """Learn from one batch; return the loss of first drafts."""
@@ -192,7 +215,7 @@ class Trainer:
         passes: list[Keys] = []
         rope = self.base.rope(hidden.shape[1])
         losses, total = [], hidden.new_zeros(())
-        for i in range(self.plan.passes):
+        for i in range(self._passes()):
             with torch.autocast(self.base.device.type, torch.bfloat16):
                 output = self.layer(hidden, embedding, rope, passes)
             used = batch.used.clone()

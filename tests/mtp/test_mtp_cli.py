@@ -57,6 +57,8 @@ def test_missing_files(base_path, text_path, tmp_path) -> None:
     assert "is not a model" in refusal("train", nothing, "--data", text_path, "-o", tmp_path / "o")
     joined = ("attach", base_path, nothing, "-o", tmp_path / "o")
     assert "cannot be read as a draft layer" in refusal(*joined)
+    begun = ("train", base_path, "--data", text_path, "-o", tmp_path / "o", "--start-from", nothing)
+    assert "cannot be read as a draft layer" in refusal(*begun)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -122,6 +124,8 @@ def test_from_text_to_speed(base_path, text_path, tmp_path, capfd) -> None:
     assert again.exit_code == 0, again.exception
     assert json.loads(capfd.readouterr().out)["rows"] == told["rows"]
     assert "differs in samples" in refusal(*arguments, "--seed", 5)
+    layer = output / "layer.safetensors"
+    assert "differs in start" in refusal(*arguments, "--start-from", layer)
     options = ("--drafts", 2, "--tokens", 20, "--rounds", 1, "--threads", 1, "--json")
     measured = run("eval", output / "checkpoint", "--speed-prompts", 8, *options)
     assert measured.exit_code == 0, measured.exception

@@ -100,6 +100,29 @@ def test_it_ends_when_nothing_gets_better(trainer) -> None:
     assert len({tuple(point.acceptance) for point in course.points}) == 1
 
 
+def test_it_begins_with_a_given_layer(base, readings, trainer, tmp_path) -> None:
+    learnt = trainer()
+    learnt.run(quiet)
+    still = replace(PLAN, matrix_rate=0.0, vector_rate=0.0, patience=1, start="a digest")
+    (tmp_path / "again").mkdir()
+    again = Trainer(
+        base, readings[4:], readings[:4], still, tmp_path / "again", learnt.best_weights
+    )
+    again.run(quiet)
+    for name, weight in learnt.best_weights.items():
+        assert torch.equal(again.best_weights[name], weight), name
+
+
+@pytest.mark.parametrize(("decay", "passes"), [(1e-9, 1), (1.0, 2)])
+def test_later_drafts_are_learnt_while_rates_fall(trainer, readings, decay, passes) -> None:
+    made = trainer(replace(PLAN, decay=decay, epochs=1, check_steps=1000))
+    calls, checks = [], []
+    made.layer.register_forward_hook(lambda *_: calls.append(1))
+    course = made.run(lambda what, *_: checks.append(what))
+    drafts_of_checks = 3 * len(list(epoch(readings[:4], 8192, 0))) * len(checks)
+    assert len(calls) == passes * course.step + drafts_of_checks
+
+
 def test_nothing_to_learn_from(base, readings, tmp_path) -> None:
     with pytest.raises(MTPError, match="0 sequences to learn from and 4 to check with"):
         Trainer(base, [], readings[:4], PLAN, tmp_path)

@@ -42,6 +42,16 @@ class OpsConfig(_Section):
     )
 
 
+class WeightsConfig(_Section):
+    """The weights in memory."""
+
+    huge_pages: bool = Field(
+        default=True,
+        description="CPU: move loaded weights to transparent huge pages, where the kernel can "
+        "(Linux 6.1 and later).",
+    )
+
+
 #: How an int8 KV cache is scaled; see docs/pages.md.
 Variant = Literal["c8d", "c8s", "c8p"]
 LayerVariant = Literal["c8d", "c8s", "c8p", "auto"]
@@ -168,6 +178,7 @@ class PluginConfig(_Section):
         "vLLM starts on the other one.",
     )
     ops: OpsConfig = Field(default_factory=OpsConfig)
+    weights: WeightsConfig = Field(default_factory=WeightsConfig)
     kv_cache: KVCacheConfig = Field(default_factory=KVCacheConfig)
     speculation: SpeculationConfig = Field(default_factory=SpeculationConfig)
 

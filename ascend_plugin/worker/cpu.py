@@ -19,7 +19,7 @@ from ascend_plugin.ops.dispatch import set_policy
 from ascend_plugin.ops.native import memory
 from ascend_plugin.spec_decode.prepare import prepare_drafter
 from ascend_plugin.worker.cpu_gemma import fold_norms
-from ascend_plugin.worker.cpu_memory import LoadReport, measure_load
+from ascend_plugin.worker.cpu_memory import LoadReport, measure_load, use_huge_pages
 from ascend_plugin.worker.cpu_process import is_shared, use_cores
 from ascend_plugin.worker.cpu_steps import RecordedSteps, refusal
 
@@ -48,17 +48,29 @@ class AscendCPUWorker(CPUWorker):
         super().init_device()
 
     def load_model(self, **kwargs: Any) -> None:
+        """Load the model and prepare it; log what that took."""
+        load_format = self.vllm_config.load_config.load_format
+        files = None if load_format == "dummy" else Path(self.vllm_config.model_config.model)
+        self.load_report = measure_load(partial(self._load_model, **kwargs), files)
+
+    def _load_model(self, **kwargs: Any) -> None:
         """Load the model; tell its layers how their cache is scaled, its drafter how to draft."""
         from vllm.distributed import get_tensor_model_parallel_rank as rank
         from vllm.distributed import get_tensor_model_parallel_world_size as world
 
-        load_format = self.vllm_config.load_config.load_format
-        files = None if load_format == "dummy" else Path(self.vllm_config.model_config.model)
-        self.load_report = measure_load(partial(super().load_model, **kwargs), files)
+        super().load_model(**kwargs)
         quantise_layers(self.vllm_config, self.plugin_config.kv_cache, rank(), world())
         prepare_drafter(self.vllm_config, self.model_runner, self.plugin_config.speculation)
         self._fold_norms()
         self._record_steps()
+        if self.plugin_config.weights.huge_pages:
+            use_huge_pages(self._models())
+
+    def _models(self) -> list[torch.nn.Module]:
+        """Return the model, and the one that drafts for it if there is one."""
+        runner = self.model_runner
+        found = (runner.model, getattr(getattr(runner, "drafter", None), "model", None))
+        return [model for model in found if isinstance(model, torch.nn.Module)]
 
     def _fold_norms(self) -> None:
         """Prepare norms of models that are not compiled, whose compiler does that too."""
@@ -75,8 +87,7 @@ class AscendCPUWorker(CPUWorker):
         # vLLM means it to be overridden; as an attribute, because vLLM makes the runner.
         runner._model_forward = RecordedSteps(runner._model_forward, pool)
         self.recorded_steps = [runner._model_forward]
-        draft = getattr(getattr(runner, "drafter", None), "model", None)
-        if isinstance(draft, torch.nn.Module):
+        for draft in self._models()[1:]:
             draft.forward = RecordedSteps(draft.forward, pool, "Draft")
             self.recorded_steps.append(draft.forward)
 

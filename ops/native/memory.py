@@ -1,16 +1,24 @@
-"""Huge pages under the memory of a KV cache."""
+"""Huge pages under the memory that a decode step streams: the KV cache and weights."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
 import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
 
 # Linux, <asm-generic/mman-common.h>
 _MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
+_MADV_COLLAPSE = 25
+
+_HUGE_PAGE_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+
+#: What a huge page must hold of the tensors at least: the rest of it may have had no memory yet.
+_USED_SHARE = 0.75
 
 
 def back_zeroed_with_huge_pages(tensor: torch.Tensor) -> bool:
@@ -36,6 +44,44 @@ def back_zeroed_with_huge_pages(tensor: torch.Tensor) -> bool:
         return False
     # Asked first: where huge pages are not to be had, the memory stays as it is.
     return _advise(start, end, _MADV_HUGEPAGE) and _advise(start, end, _MADV_DONTNEED)
+
+
+def collapse_into_huge_pages(tensors: Iterable[torch.Tensor]) -> int:
+    """Move tensors to transparent huge pages as they are, best effort; addresses stay.
+
+    Weights are allocated one by one and filled at once, so they have small pages. The kernel (Linux
+    6.1 and later) copies them together. A huge page of which the tensors use less than three
+    quarters stays small.
+
+    Args:
+        tensors: on the CPU; others are passed over.
+
+    Returns:
+        Bytes that are on huge pages now.
+    """
+    if not sys.platform.startswith("linux") or not _HUGE_PAGE_SIZE.exists():
+        return 0
+    size = int(_HUGE_PAGE_SIZE.read_text())
+    used: dict[int, int] = {}  # bytes by number of huge page
+    for start, end in _spans(tensors):
+        for page in range(start // size, -(-end // size)):
+            part = min(end, (page + 1) * size) - max(start, page * size)
+            used[page] = used.get(page, 0) + part
+    chosen = [page for page, part in used.items() if part >= _USED_SHARE * size]
+    return sum(size for page in chosen if _advise(page * size, (page + 1) * size, _MADV_COLLAPSE))
+
+
+def _spans(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:
+    """Yield first and last address of each storage, once."""
+    seen = set()
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            continue
+        storage = tensor.untyped_storage()
+        start = storage.data_ptr()
+        if start and start not in seen:
+            seen.add(start)
+            yield start, start + storage.nbytes()
 
 
 def _advise(start: int, end: int, advice: int) -> bool:

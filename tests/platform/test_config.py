@@ -70,7 +70,8 @@ def test_keys_of_vllm_are_left_alone() -> None:
         ),
         (
             {"devise": "cpu"},
-            "devise is unknown (value 'cpu'); allowed here: device, kv_cache, ops, speculation.",
+            "devise is unknown (value 'cpu'); allowed here: device, kv_cache, ops, speculation, "
+            "weights.",
         ),
         (
             {"ops": {"implementatoin": "native"}},

@@ -9,7 +9,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ascend_plugin.worker.cpu_memory import LoadReport, measure_load, resident_bytes
+from ascend_plugin.ops.native import memory
+from ascend_plugin.ops.weight_quant_matmul import pack
+from ascend_plugin.worker.cpu_memory import (
+    LoadReport,
+    measure_load,
+    resident_bytes,
+    use_huge_pages,
+)
 
 MIB = 2**20
 
@@ -73,3 +80,20 @@ def test_sentences() -> None:
         said == "Loading took 2.0 s and 3.0 MiB of memory for 2.0 MiB of tensors in the checkpoint."
     )
     assert resident_bytes() > MIB  # type: ignore[operator]
+
+
+def test_weights_in_a_kernels_order_get_huge_pages(monkeypatch) -> None:
+    """Packed weights are neither parameters nor buffers."""
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(memory, "collapse_into_huge_pages", lambda found: given.extend(found) or 0)
+    linear = torch.nn.Linear(32, 32)
+    quantised = torch.nn.Module()
+    quantised.packed = pack(
+        torch.zeros(32, 64, dtype=torch.int8), torch.ones(32, 2), bits=4, group=32
+    )
+    quantised.register_buffer("scale", torch.ones(3))
+    use_huge_pages([torch.nn.Sequential(linear, quantised)])
+    addresses = {tensor.data_ptr() for tensor in given}
+    wanted = (linear.weight, linear.bias, quantised.scale)
+    wanted += (quantised.packed.weight, quantised.packed.scales)
+    assert addresses >= {tensor.data_ptr() for tensor in wanted}

@@ -48,14 +48,14 @@ def check_instruction_sets(statuses: Sequence[IsaStatus], chosen: str | None) ->
 
 
 def check_huge_pages(setting: str | None) -> list[Check]:
-    """Check that the KV cache can get huge pages.
+    """Check that the KV cache and weights can get huge pages.
 
     Args:
         setting: of transparent huge pages; None: this kernel has none.
     """
     name = "transparent huge pages"
     if setting in ("madvise", "always"):
-        return [ok(name, f"{setting}: the KV cache gets them")]
+        return [ok(name, f"{setting}: the KV cache and weights get them")]
     detail = f"{setting or 'not available'}: decode is 10 to 30 % slower without them"
     remedy = "Run as root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
     return [Check(name, "warning", detail, remedy)]

@@ -6,6 +6,9 @@
 
 namespace ascend {
 
+// Of floats, not of integers or indices.
+inline bool is_float(int dtype) { return dtype >= ASCEND_FLOAT32 && dtype <= ASCEND_BFLOAT16; }
+
 struct Float32 {
   using Storage = float;
   static constexpr int kDtype = ASCEND_FLOAT32;

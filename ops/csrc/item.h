@@ -89,6 +89,7 @@ void prepare(const Work &work, State &state) {
   memset(state.query, 0, rows * shape.planes32() * 32 * sizeof(float));
   memset(state.out, 0, rows * shape.head_dim * sizeof(float));
   if constexpr (Kernel::kIntegers) memset(state.query_unit, 0, sizeof state.query_unit);
+  state.value_patches = 0;
   alignas(64) float row_values[kMaxHeadDim];
   const float *scales = work.call.key_scales(work.kv_head);
   for (int row = 0; row < state.rows; ++row) {

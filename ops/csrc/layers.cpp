@@ -8,8 +8,6 @@
 namespace ascend {
 namespace {
 
-bool is_float(int dtype) { return dtype >= ASCEND_FLOAT32 && dtype <= ASCEND_BFLOAT16; }
-
 // ---- Rotary embedding
 
 template <size_t... I>

@@ -206,7 +206,6 @@ class Product {
 };
 
 bool supported(const ascend_linear_args &a) {
-  const auto is_float = [](int dtype) { return dtype >= 0 && dtype <= ASCEND_BFLOAT16; };
   const bool whole = a.group >= a.k || (a.group % 32 == 0 && a.group > 0 && a.k % a.group == 0);
   return (a.bits == 4 || a.bits == 8) && is_float(a.dtype) && is_float(a.scale_dtype) &&
          is_float(a.bias_dtype) && a.m >= 0 && a.n > 0 && a.k > 0 && whole;

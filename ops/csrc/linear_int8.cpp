@@ -111,7 +111,6 @@ class Int8Product {
 
 extern "C" int ascend_cpu_int8_linear(const ascend_int8_linear_args *args) {
   using namespace ascend;
-  const auto is_float = [](int dtype) { return dtype >= 0 && dtype <= ASCEND_BFLOAT16; };
   if (args->n <= 0 || args->k <= 0 || !is_float(args->dtype) || !is_float(args->bias_dtype)) {
     return ASCEND_UNSUPPORTED;
   }

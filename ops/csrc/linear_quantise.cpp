@@ -21,6 +21,22 @@ int widen_part(const Args &a, int64_t row, int64_t k, float *part) {
   return count;
 }
 
+// Codes of a row: `code` of its elements, from `least` to 127.
+template <class Args, class Code>
+void encode_row(const Args &a, int64_t row, float least, const Code &code) {
+  int8_t *codes = a.codes + row * a.k;
+  float part[kPart];
+  char bytes[kPart];
+  for (int64_t k = 0; k < a.k; k += kPart) {
+    const int count = widen_part(a, row, k, part);
+    for (int i = 0; i < count; i += kLanes) {
+      const Vf inside = vmax(splat(least), vmin(splat(127.0f), code(load<Vf>(part + i))));
+      store(bytes + i, narrow_to_bytes(inside));
+    }
+    memcpy(codes + k, bytes, count);
+  }
+}
+
 struct Range {
   float low = 0.0f, high = 0.0f;
   bool finite = true;
@@ -43,7 +59,9 @@ class Quantiser {
       zero = range.finite ? -128.0f - std::nearbyint(range.low * inverse) : 0.0f;
       a_.zeros[number] = (int32_t)zero;
     }
-    encode(number, inverse, zero, symmetric ? -127.0f : -128.0f);
+    // What is not finite has the inverse 0, and becomes NaN here: narrow_to_bytes gives 0.
+    encode_row(a_, number, symmetric ? -127.0f : -128.0f,
+               [&](Vf x) { return round_to_integer(rounded(x * inverse)) + zero; });
   }
 
  private:
@@ -69,22 +87,6 @@ class Quantiser {
     return range;
   }
 
-  void encode(int64_t number, float inverse, float zero, float least) const {
-    int8_t *codes = a_.codes + number * a_.k;
-    float part[kPart];
-    char bytes[kPart];
-    for (int64_t k = 0; k < a_.k; k += kPart) {
-      const int count = widen_part(a_, number, k, part);
-      for (int i = 0; i < count; i += kLanes) {
-        // What is not finite has the inverse 0, and becomes NaN here: narrow_to_bytes gives 0.
-        const Vf wanted = round_to_integer(rounded(load<Vf>(part + i) * inverse)) + zero;
-        const Vf inside = vmax(splat(least), vmin(splat(127.0f), wanted));
-        store(bytes + i, narrow_to_bytes(inside));
-      }
-      memcpy(codes + k, bytes, count);
-    }
-  }
-
   const ascend_quantise_args &a_;
 };
 
@@ -95,22 +97,9 @@ float number_at(int dtype, const void *source) {
 }
 
 void encode_static(const ascend_static_quantise_args &a, int64_t row, float factor, float zero) {
-  int8_t *codes = a.codes + row * a.k;
-  float part[kPart];
-  char bytes[kPart];
-  for (int64_t k = 0; k < a.k; k += kPart) {
-    const int count = widen_part(a, row, k, part);
-    for (int i = 0; i < count; i += kLanes) {
-      // Clamped to whole numbers before it is rounded to one: the order does not matter.
-      const Vf wanted = rounded(load<Vf>(part + i) * factor) + zero;
-      const Vf inside = vmax(splat(-128.0f), vmin(splat(127.0f), wanted));
-      store(bytes + i, narrow_to_bytes(inside));
-    }
-    memcpy(codes + k, bytes, count);
-  }
+  // Clamped to whole numbers before it is rounded to one: the order does not matter.
+  encode_row(a, row, -128.0f, [&](Vf x) { return rounded(x * factor) + zero; });
 }
-
-bool is_float(int dtype) { return dtype >= 0 && dtype <= ASCEND_BFLOAT16; }
 
 // Runs `row` for each of m rows of k columns, on threads where that pays.
 template <class Row>

@@ -57,6 +57,12 @@ ASCEND_INLINE __m512i fold_eight(const __m512i *a) {
   return _mm512_add_epi32(_mm512_shuffle_i32x4(x, y, 0x88), _mm512_shuffle_i32x4(x, y, 0xDD));
 }
 
+ASCEND_INLINE int32_t sum_of_lanes(__m256i v) {
+  __m128i x = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+  x = _mm_add_epi32(x, _mm_unpackhi_epi64(x, x));
+  return _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32(x, 1)));
+}
+
 // Scales of 16 / R tokens, each for R rows. Reads no byte beyond them.
 template <int R>
 ASCEND_INLINE __m512 spread_scales(const float *scales) {
@@ -70,7 +76,6 @@ struct NarrowInt8 : Narrow<Float32, R> {
   static constexpr int kPairs = R == 4 ? 4 : 8;  // token pairs per register block
   static constexpr int kPlanes = 4 / R;          // V column groups per pass
   static constexpr int kParts = kExact ? 2 : 1;  // bytes of an integer
-  static constexpr int kPatchPlane = kMaxPatchSlots * kRowBytes;
   static constexpr int64_t kWeightBytes = kMaxRows * kTileTokens;
 
   static void pack_query(const Shape &shape, State &state, int row, const float *query) {
@@ -162,29 +167,53 @@ struct NarrowInt8 : Narrow<Float32, R> {
     }
   }
 
-  // Adds what the patches of K contribute: their rows are scored like those of a page.
+  // Products of 32 columns of a patch, plus 128, with the R rows of a group.
+  static ASCEND_INLINE void add_patch_products(const int8_t *query, int planes, __m256i columns,
+                                               __m256i (&sums)[kParts][R]) {
+    ASCEND_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ASCEND_UNROLL
+      for (int part = 0; part < kParts; ++part) {
+        const int8_t *at = query + r * planes * 128 + part * 64;
+        sums[part][r] =
+            _mm256_dpbusd_epi32(sums[part][r], columns, _mm256_load_si256((const __m256i *)at));
+      }
+    }
+  }
+
+  // Adds what a patch of K contributes to its token's scores.
+  static ASCEND_INLINE void score_patch(const Shape &shape, const State &state, const Patch &patch,
+                                        const int8_t *values, int group, float *scores) {
+    const int planes = shape.planes32();
+    const int8_t *query = (const int8_t *)state.query + (int64_t)group * R * planes * 128;
+    __m256i sums[kParts][R];
+    ASCEND_UNROLL
+    for (int i = 0; i < kParts * R; ++i) (&sums[0][0])[i] = _mm256_setzero_si256();
+    for (int p = 0; p < planes; ++p) {
+      const __m256i columns = _mm256_xor_si256(_mm256_load_si256((const __m256i *)values + p),
+                                               _mm256_set1_epi8((char)0x80));
+      add_patch_products(query + p * 128, planes, columns, sums);
+    }
+    ASCEND_UNROLL
+    for (int r = 0; r < R; ++r) {
+      __m256i sum = sums[0][r];
+      if constexpr (kExact) sum = _mm256_add_epi32(_mm256_slli_epi32(sum, 8), sums[1][r]);
+      const int at = group * kLanes + r;
+      const int32_t product = sum_of_lanes(sum) - state.query_bias[at];
+      scores[r] += (float)product * state.query_unit[at] * patch.scale;
+    }
+  }
+
   static void patch_scores(const Shape &shape, const Tile &tile, State &state) {
     Patch patches[kMaxPatchSlots];
     const int found = find_patches(shape, tile.k_patches, tile.begin, tile.end, patches);
-    if (!found) return;
-    char *rows = (char *)state.k_stage;  // NZ
+    const int count = (tile.last - tile.first) * R;
     alignas(64) int8_t values[kMaxHeadDim];
     for (int i = 0; i < found; ++i) {
       decode_patch(shape, patches[i].codes, values);
-      for (int p = 0; p < shape.planes32(); ++p) {
-        memcpy(rows + p * kPatchPlane + i * kRowBytes, values + p * 32, kRowBytes);
-      }
-    }
-    const int count = (tile.last - tile.first) * R;
-    alignas(64) float added[2 * kPairs * R];
-    for (int from = 0; from < found; from += 2 * kPairs) {
+      float *scores = state.scores + (patches[i].token - tile.first) * R;
       for (int g = 0; g < state.groups; ++g) {
-        score_block<false>(shape, state, rows + from * kRowBytes, kPatchPlane, nullptr, nullptr, g,
-                           added);
-        for (int i = from; i < std::min(found, from + 2 * kPairs); ++i) {
-          float *scores = state.scores + g * count + (patches[i].token - tile.first) * R;
-          for (int r = 0; r < R; ++r) scores[r] += added[(i - from) * R + r] * patches[i].scale;
-        }
+        score_patch(shape, state, patches[i], values, g, scores + g * count);
       }
     }
   }
@@ -268,51 +297,57 @@ struct NarrowInt8 : Narrow<Float32, R> {
   static ASCEND_INLINE void add_products(const Shape &shape, State &state, int group, int plane,
                                          __m512i (&acc)[kParts][R][2 * N]) {
     float *out = state.out + group * R * shape.head_dim + plane * 32;
+    const int vectors = std::min(2 * N, (shape.head_dim - plane * 32) / kLanes);
+    __m512 totals[R][2 * N];
     ASCEND_UNROLL
     for (int r = 0; r < R; ++r) {
       const __m512 decay = _mm512_set1_ps(state.decay[group * kLanes + r]);
       const __m512 unit = _mm512_set1_ps(state.weight_unit[group * kLanes + r]);
       ASCEND_UNROLL
-      for (int c = 0; c < 2 * N; ++c) {
-        if (plane * 32 + c * 16 >= shape.head_dim) break;
+      for (int c = 0; c < 2 * N; ++c) {  // in vain beyond head_dim: what is there is not stored
         __m512i sum = acc[0][r][c];
         if constexpr (kExact) sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), acc[1][r][c]);
-        float *at = out + r * shape.head_dim + c * 16;
-        const __m512 old = _mm512_mul_ps(_mm512_loadu_ps(at), decay);
-        _mm512_storeu_ps(at, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), unit, old));
+        const __m512 old = _mm512_loadu_ps(out + r * shape.head_dim + c * kLanes);
+        totals[r][c] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), unit, _mm512_mul_ps(old, decay));
+      }
+    }
+    for (int i = 0; i < state.value_patches; ++i) {
+      const float *weights = state.patch_weights[i] + group * R;
+      ASCEND_UNROLL
+      for (int c = 0; c < 2 * N; ++c) {
+        const Vb codes = load<Vb>(state.patch_values[i] + plane * 32 + c * kLanes);
+        const __m512 values = (__m512)Int8::widen(codes);
+        ASCEND_UNROLL
+        for (int r = 0; r < R; ++r) {
+          totals[r][c] = _mm512_fmadd_ps(values, _mm512_set1_ps(weights[r]), totals[r][c]);
+        }
+      }
+    }
+    ASCEND_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ASCEND_UNROLL
+      for (int c = 0; c < 2 * N; ++c) {
+        if (c == vectors) break;
+        _mm512_storeu_ps(out + r * shape.head_dim + c * kLanes, totals[r][c]);
       }
     }
   }
 
-  // Adds what the patches of V contribute, with the float weights.
-  static void patch_values(const Shape &shape, const Tile &tile, State &state) {
+  // Prepares what the patches of V contribute, with the float weights.
+  static void stage_value_patches(const Shape &shape, const Tile &tile, State &state) {
     Patch patches[kMaxPatchSlots];
     const int found = find_patches(shape, tile.v_patches, tile.begin, tile.end, patches);
-    if (!found) return;
-    alignas(64) int8_t values[kMaxPatchSlots][kMaxHeadDim];
-    float weights[kMaxPatchSlots][R];
-    for (int i = 0; i < found; ++i) decode_patch(shape, patches[i].codes, values[i]);
-    for (int g = 0; g < state.groups; ++g) {
-      const float *tokens = state.scores + (g * (tile.last - tile.first) - tile.first) * R;
-      for (int i = 0; i < found; ++i) {
+    const int count = (tile.last - tile.first) * R;
+    for (int i = 0; i < found; ++i) {
+      decode_patch(shape, patches[i].codes, state.patch_values[i]);
+      const float *tokens = state.scores + (patches[i].token - tile.first) * R;
+      for (int g = 0; g < state.groups; ++g) {
         for (int r = 0; r < R; ++r) {
-          weights[i][r] = tokens[patches[i].token * R + r] * patches[i].scale;
+          state.patch_weights[i][g * R + r] = tokens[g * count + r] * patches[i].scale;
         }
-      }
-      for (int d = 0; d < shape.head_dim; d += kLanes) {
-        float *out = state.out + g * R * shape.head_dim + d;
-        Vf acc[R];
-        ASCEND_UNROLL
-        for (int r = 0; r < R; ++r) acc[r] = load<Vf>(out + r * shape.head_dim);
-        for (int i = 0; i < found; ++i) {
-          const Vf v = Int8::widen(load<Vb>(values[i] + d));
-          ASCEND_UNROLL
-          for (int r = 0; r < R; ++r) acc[r] += v * weights[i][r];
-        }
-        ASCEND_UNROLL
-        for (int r = 0; r < R; ++r) store(out + r * shape.head_dim, acc[r]);
       }
     }
+    state.value_patches = found;
   }
 
   static void run_tile(const Shape &shape, const Tile &tile, State &state, bool alibi) {
@@ -320,8 +355,8 @@ struct NarrowInt8 : Narrow<Float32, R> {
     if (tile.k_patches) patch_scores(shape, tile, state);
     weigh<R>(shape, tile, state, alibi);
     for (int g = 0; g < state.groups; ++g) quantise_weights(tile, state, g);
+    if (tile.v_patches) stage_value_patches(shape, tile, state);
     accumulate_all<NarrowInt8>(shape, tile, state, shape.planes32());
-    if (tile.v_patches) patch_values(shape, tile, state);
   }
 };
 

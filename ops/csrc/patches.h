@@ -9,8 +9,6 @@
 
 namespace ascend {
 
-constexpr int kMaxPatchSlots = 32;
-
 struct Patch {
   int token;  // in the page
   float scale;

@@ -15,6 +15,7 @@ constexpr int kMaxHeadDim = 256;
 constexpr int kMaxLatentDim = 512;  // MLA: columns of a value, and of a key without its rotary part
 constexpr int kMaxRotaryDim = 128;
 constexpr int kMaxKeyDim = kMaxLatentDim + kMaxRotaryDim;
+constexpr int kMaxPatchSlots = 32;  // C8P: of a pool
 constexpr int kTileTokens = 128;    // tokens between two softmax steps
 constexpr int kTokenAlign = 16;     // tiles start and end on multiples of this in the page
 constexpr float kNoScore = -1e30f;  // running maximum before any key; finite, so m - m is 0
@@ -60,6 +61,9 @@ struct alignas(64) State {
   int32_t query_bias[kMaxLanes];   // int8 kernels: 128 * sum of the integer query
   float weight_unit[kMaxLanes];    // int8 kernels: what a unit of an integer weight is worth
   int32_t token_sum[kTileTokens];  // int8 latents: sum of a token's codes
+  alignas(64) int8_t patch_values[kMaxPatchSlots][kMaxHeadDim];  // C8P: integers of V's patches
+  float patch_weights[kMaxPatchSlots][kMaxRows];                 // their tokens' weights, scaled
+  int value_patches;                                             // of the tile; 0 without C8P
   int rows, groups;
   int common_lo, common_hi;  // positions that every row sees
   bool biased;               // soft cap or ALiBi

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
 import torch
 
 from ascend_plugin.bench.attention.cases import Case
 from ascend_plugin.bench.attention.data import CaseData
+from ascend_plugin.bench.recorded import is_recorded, recorded
 from ascend_plugin.bench.timing import Prepared
-from ascend_plugin.graph.cpu import NotRecordable, Pool, record_step
 from ascend_plugin.ops import kv_cache_write as write_op
 from ascend_plugin.ops import paged_attention as attention_op
 from ascend_plugin.ops.native import loader, memory
-from ascend_plugin.worker.cpu_steps import MAX_TOKENS
 
 
 class Contender(Protocol):
@@ -78,8 +75,9 @@ class PluginContender:
                 )
 
         implementation = _chosen_implementation(data)
+        repeated = case.phase != "prefill" and is_recorded(case.batch)
         return Prepared(
-            run=_recorded(run, case.layers) if is_recorded(case) else run,
+            run=recorded(run, case.layers) if repeated else run,
             layers=case.layers,
             result=result,
             caches=tuple(caches),
@@ -87,28 +85,6 @@ class PluginContender:
             isa=loader.load().isa if implementation == "native" else None,
             remark="huge pages granted" if granted else "huge pages refused",
         )
-
-
-def is_recorded(case: Case) -> bool:
-    """Say whether the engine repeats such a call from a recorded step, without Python."""
-    return case.phase != "prefill" and case.batch <= MAX_TOKENS
-
-
-def _recorded(run: Callable[[int], None], layers: int) -> Callable[[int], None]:
-    """Return the same calls as the engine makes them in the steps that it has recorded.
-
-    Operators without native kernels run as they are, as in the engine.
-    """
-    pool = Pool()
-    try:
-        steps = [record_step(partial(run, layer), pool) for layer in range(layers)]
-    except NotRecordable:
-        return run
-
-    def repeat(layer: int) -> None:
-        steps[layer].repeat()
-
-    return repeat
 
 
 def plain_reader(ours: Prepared) -> Prepared:

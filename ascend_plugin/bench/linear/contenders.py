@@ -7,12 +7,13 @@ from collections.abc import Callable
 import torch
 
 from ascend_plugin.bench.linear.data import LinearData
+from ascend_plugin.bench.recorded import is_recorded, recorded
 from ascend_plugin.bench.timing import Prepared
 from ascend_plugin.ops import dense_matmul as dense_op
 from ascend_plugin.ops import dynamic_quant as quant_op
 from ascend_plugin.ops import quant_matmul as int8_op
 from ascend_plugin.ops import weight_quant_matmul as weight_op
-from ascend_plugin.ops.native import loader
+from ascend_plugin.ops.native import loader, memory
 from ascend_plugin.ops.packed_weight import PackedWeight
 
 #: A call on the weights of one layer.
@@ -41,24 +42,28 @@ def keeping(call: Call, data: LinearData, **described: str | None) -> Prepared:
 
 
 def plugin(data: LinearData) -> Prepared:
-    """Prepare the plugin's operators as its linear layers call them."""
-    if not data.case.quantised:
-        call, chosen = _dense(data)
+    """Prepare the plugin's operators as its engine calls them, weights as its worker has them."""
+    case = data.case
+    if not case.quantised:
+        call, weights, chosen = _dense(data)
     else:
-        call, chosen = _int8(data) if data.case.scheme == "w8a8" else _weight_only(data)
+        call, weights, chosen = _int8(data) if case.scheme == "w8a8" else _weight_only(data)
+    memory.collapse_into_huge_pages(weights)
+    if is_recorded(case.m):
+        call = recorded(call, case.layers)
     isa = loader.load().isa if chosen == "native" else None
     return keeping(call, data, implementation=chosen, isa=isa)
 
 
-def _dense(data: LinearData) -> tuple[Call, str]:
+def _dense(data: LinearData) -> tuple[Call, list[torch.Tensor], str]:
     case, x = data.case, data.x
     weights = [data.dense.clone() for _ in range(case.layers)]
     request = dense_op.DenseRequest(x.dtype, case.n, case.k)
     chosen = dense_op.operator.choose(request).implementation.name
-    return lambda layer: dense_op.dense_matmul(x, weights[layer]), chosen
+    return lambda layer: dense_op.dense_matmul(x, weights[layer]), weights, chosen
 
 
-def _weight_only(data: LinearData) -> tuple[Call, str]:
+def _weight_only(data: LinearData) -> tuple[Call, list[torch.Tensor], str]:
     case, x = data.case, data.x
     first = weight_op.pack(data.codes, data.scales, data.zeros, bits=case.bits, group=case.group)
     weights = [
@@ -74,10 +79,11 @@ def _weight_only(data: LinearData) -> tuple[Call, str]:
         x.dtype, first.scales.dtype, case.n, case.k, case.group, case.bits, case.zeros
     )
     chosen = weight_op.operator.choose(request).implementation.name
-    return lambda layer: weight_op.weight_quant_matmul(x, weights[layer]), chosen
+    stored = [part for each in weights for part in (each.weight, each.scales)]
+    return lambda layer: weight_op.weight_quant_matmul(x, weights[layer]), stored, chosen
 
 
-def _int8(data: LinearData) -> tuple[Call, str]:
+def _int8(data: LinearData) -> tuple[Call, list[torch.Tensor], str]:
     case, x = data.case, data.x
     first = int8_op.pack_int8(data.codes)
     weights = [
@@ -93,7 +99,8 @@ def _int8(data: LinearData) -> tuple[Call, str]:
         )
 
     request = int8_op.Int8Request(x.dtype, case.n, case.k)
-    return call, int8_op.operator.choose(request).implementation.name
+    stored = [each.weight for each in weights]
+    return call, stored, int8_op.operator.choose(request).implementation.name
 
 
 def bf16(data: LinearData) -> Prepared:

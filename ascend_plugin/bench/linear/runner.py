@@ -55,6 +55,8 @@ def _method(settings: Settings) -> dict[str, object]:
         "seconds_per_case": settings.seconds,
         "interleaving": "call by call, in turns of changing order, each on the next layer's weight",
         "ratios": "median over turns of the other's time / our time",
+        "ours": "as the engine calls it: repeated from recorded steps where those have so many "
+        "rows, weights on huge pages",
         "bf16": "torch.nn.functional.linear (oneDNN), weights as they lie in a checkpoint",
         "vllm_bf16": "vLLM's onednn_mm, weights re-ordered at load",
         "stock": "vLLM's cpu_gemm_wna16 (w4a16), dynamic quantisation and oneDNN int8 (w8a8)",

@@ -85,44 +85,84 @@ class Writer {
   // Tokens of a head.
   template <class From, int kDim, int kQuantisation>
   void write(Tokens tokens, int head, Counts &counts) const {
-    const ascend_pages &p = args_.pages;
+    Place places[kPlaces];
     for (int64_t t = tokens.begin; t < tokens.end;) {
-      const int64_t slot = args_.slot_mapping[t];
-      if (slot < 0) {
-        ++t;
-        continue;
+      int count = 0;
+      for (; t < tokens.end && count < kPlaces; ++t) {
+        if (args_.slot_mapping[t] >= 0) places[count++] = place_of(t, head);
       }
-      const int64_t block = slot / p.block_size;
-      const Place place{t, head, (int)(slot - block * p.block_size),
-                        (char *)p.data + block * p.block_stride + head * p.head_stride};
-      // Two tokens fill the cache lines of a page, so they are written one right after the other:
-      // the planes often fall into the same cache sets, and half a line would not stay. block_size
-      // is even, so an even slot's successor is in the same block.
-      if (slot % 2 == 0 && t + 1 < tokens.end && args_.slot_mapping[t + 1] == slot + 1) {
-        write_tokens<From, kDim, kQuantisation, 2>(place, counts);
-        t += 2;
+      counts.values[ASCEND_ROWS_WRITTEN] += 2 * count;
+      if constexpr (kQuantisation == ASCEND_C8D) {
+        write_dynamic_places<From, kDim>(places, count);
       } else {
-        write_tokens<From, kDim, kQuantisation, 1>(place, counts);
-        ++t;
+        write_static_places<From, kDim, kQuantisation>(places, count, counts);
       }
     }
   }
 
  private:
-  // kCount tokens in consecutive slots.
-  template <class From, int kDim, int kQuantisation, int kCount>
-  ASCEND_INLINE void write_tokens(const Place &place, Counts &counts) const {
-    counts.values[ASCEND_ROWS_WRITTEN] += 2 * kCount;
-    if constexpr (kQuantisation == ASCEND_C8D) {
-      write_dynamic<From, kDim, true, kCount>(streams_[0], place);
-      write_dynamic<From, kDim, false, kCount>(streams_[1], place);
-    } else {
-      // Two loops: one over both streams is slower (8 %).
-      for (int n = 0; n < kCount; ++n) {
-        write_static<From, kDim, kQuantisation>(streams_[0], place.after(n), counts);
+  // Tokens whose places are looked up together.
+  static constexpr int kPlaces = 16;
+
+  Place place_of(int64_t token, int head) const {
+    const ascend_pages &p = args_.pages;
+    const int64_t slot = args_.slot_mapping[token], block = slot / p.block_size;
+    return {token, head, (int)(slot - block * p.block_size),
+            (char *)p.data + block * p.block_stride + head * p.head_stride};
+  }
+
+  // Two tokens fill the cache lines of a page, so they are written one right after the other: the
+  // planes often fall into the same cache sets, and half a line would not stay.
+  static bool is_pair(const Place &first, const Place &second) {
+    return first.run == second.run && first.offset % 2 == 0 && second.offset == first.offset + 1 &&
+           second.token == first.token + 1;
+  }
+
+  template <class From, int kDim>
+  void write_dynamic_places(const Place *places, int count) const {
+    for (int i = 0; i < count;) {
+      const bool pair = i + 1 < count && is_pair(places[i], places[i + 1]);
+      if (pair) {
+        write_dynamic<From, kDim, true, 2>(streams_[0], places[i]);
+        write_dynamic<From, kDim, false, 2>(streams_[1], places[i]);
+      } else {
+        write_dynamic<From, kDim, true, 1>(streams_[0], places[i]);
+        write_dynamic<From, kDim, false, 1>(streams_[1], places[i]);
       }
-      for (int n = 0; n < kCount; ++n) {
-        write_static<From, kDim, kQuantisation>(streams_[1], place.after(n), counts);
+      i += pair ? 2 : 1;
+    }
+  }
+
+  // Rows first, then tags: those are in memory, and a row that waited for its tag would keep the
+  // next ones from being written meanwhile.
+  template <class From, int kDim, int kQuantisation>
+  void write_static_places(const Place *places, int count, Counts &counts) const {
+    uint32_t suspects[2] = {};  // bit i: place i may be an outlier
+    if constexpr (kQuantisation == ASCEND_C8P) {
+      for (int i = 0; i < count; ++i) {
+        for (const Stream &s : streams_) __builtin_prefetch(places[i].run + s.patches_offset, 1);
+      }
+    }
+    for (int i = 0; i < count;) {
+      const int together = i + 1 < count && is_pair(places[i], places[i + 1]) ? 2 : 1;
+      // Two loops: one over both streams is slower (8 %).
+      for (int s = 0; s < 2; ++s) {
+        for (int n = i; n < i + together; ++n) {
+          const bool suspect =
+              write_static<From, kDim, kQuantisation>(streams_[s], places[n], counts);
+          suspects[s] |= (uint32_t)suspect << n;
+        }
+      }
+      i += together;
+    }
+    if constexpr (kQuantisation != ASCEND_C8P) return;
+    for (int s = 0; s < 2; ++s) {
+      for (int i = 0; i < count; ++i) {
+        if (suspects[s] >> i & 1) {
+          examine<From>(streams_[s], places[i], counts);
+        } else {
+          claim_slot(streams_[s], places[i], false, counts);
+        }
       }
     }
   }
@@ -151,8 +191,10 @@ class Writer {
     memcpy(place.run + stream.scales_offset + place.offset * sizeof(float), scales, sizeof scales);
   }
 
+  // C8P: returns whether the row may be an outlier. Most cannot, and only of the others is the
+  // error computed.
   template <class From, int kDim, int kQuantisation>
-  ASCEND_INLINE void write_static(const Stream &stream, const Place &place, Counts &counts) const {
+  ASCEND_INLINE bool write_static(const Stream &stream, const Place &place, Counts &counts) const {
     const int vectors = (kDim ? kDim : args_.pages.head_dim) / kLanes;
     const Channels &channels = stream.channels[place.head];
     Vf row[kMaxVectors<kDim>];
@@ -162,14 +204,8 @@ class Writer {
     const bool left =
         left_range(quantise_static(row, vectors, channels.inverses, codes(stream, place)));
     counts.values[ASCEND_ROWS_SATURATED] += left;
-    if constexpr (kQuantisation == ASCEND_C8P) {
-      // Most rows cannot be outliers; only of the others is the error computed.
-      if (!left && stream.square_threshold * norm >= channels.error_bound) {
-        claim_slot(stream, place, false, counts);
-      } else {
-        examine<From>(stream, place, counts);
-      }
-    }
+    return kQuantisation == ASCEND_C8P &&
+           (left || !(stream.square_threshold * norm >= channels.error_bound));
   }
 
   // And fetches the row that many tokens ahead.

@@ -55,7 +55,7 @@ def check_huge_pages(setting: str | None) -> list[Check]:
     """
     name = "transparent huge pages"
     if setting in ("madvise", "always"):
-        return [ok(name, f"{setting}: the KV cache and weights get them")]
+        return [ok(name, f"{setting}: the KV cache gets them, from Linux 6.1 on weights too")]
     detail = f"{setting or 'not available'}: decode is 10 to 30 % slower without them"
     remedy = "Run as root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
     return [Check(name, "warning", detail, remedy)]

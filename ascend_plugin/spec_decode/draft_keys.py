@@ -10,6 +10,7 @@ keys: attention and MLP would compute what nobody reads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,32 @@ class Rows:
         return self.start + len(self.tokens)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PlainStep:
+    """The same of a step in which every request had one row; taken apart when it is read.
+
+    Attributes:
+        names: of the requests.
+        starts: positions of their rows.
+        tokens, positions, hidden, slots, following: as in :class:`Rows`, a row per request.
+    """
+
+    names: list[str]
+    starts: list[int]
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    hidden: torch.Tensor
+    slots: torch.Tensor
+    following: torch.Tensor
+
+    def rows(self) -> Iterator[tuple[str, Rows]]:
+        """Yield the rows of each request."""
+        tensors = (self.tokens, self.positions, self.hidden, self.slots, self.following)
+        parts = zip(*(tensor.split(1) for tensor in tensors), strict=True)
+        for name, start, part in zip(self.names, self.starts, parts, strict=True):
+            yield name, Rows(start, *part)
+
+
 class _KeysWrittenError(Exception):
     """Ends a pass of a draft layer whose keys are in the cache."""
 
@@ -67,6 +94,8 @@ class DeferredKeys:
         if not hasattr(runner.model, "get_mtp_target_hidden_states"):
             runner.propose_draft_token_ids = self._after_step
         self._kept: dict[str, list[Rows]] = {}
+        self._plain: list[PlainStep] = []  # after what is kept by request
+        self._shares_blocks = bool(runner.vllm_config.cache_config.enable_prefix_caching)
         self._steps = self._rows = 0
         #: Passes that were saved, and passes in which the layer caught up.
         self.saved = self.passes = 0
@@ -79,12 +108,21 @@ class DeferredKeys:
             drafts: torch.Tensor = self._propose(**call)
             return drafts
         ends = self._keep(call)
+        size = self._drafter.block_size
+        filled = any(end // size > self._kept[name][-1].start // size for name, end in ends.items())
+        if self._is_due(filled):
+            self._catch_up(call, ends)
+        return self._no_drafts(batch.num_reqs)
+
+    def _is_due(self, filled: bool) -> bool:
+        """Count a step without drafts; say whether the layer has to catch up after it."""
         self._steps += 1
         self.saved += 1
-        if self._steps >= _STEPS or self._filled(ends) or self._crowded():
-            self._catch_up(call, ends)
+        return self._steps >= _STEPS or (filled and self._shares_blocks) or self._crowded()
+
+    def _no_drafts(self, requests: int) -> torch.Tensor:
         self._drafter._last_draft_probs = None
-        return torch.empty(batch.num_reqs, 0, dtype=torch.int64, device=self._drafter.device)
+        return torch.empty(requests, 0, dtype=torch.int64, device=self._drafter.device)
 
     def _after_step(self, *step: Any) -> Any:
         """Stand in for the runner's ``propose_draft_token_ids``; arguments as there.
@@ -104,16 +142,24 @@ class DeferredKeys:
         )
         if not plain:
             return self._whole_step(*step)
-        return self(
-            num_speculative_tokens=0,
-            target_token_ids=runner.input_ids.gpu[:count],
-            target_positions=runner._get_positions(count),
-            target_hidden_states=hidden[:count],
-            next_token_ids=sampled[:, 0],
-            token_indices_to_sample=None,
-            common_attn_metadata=common,
-            sampling_metadata=sampling,
+        starts = runner.input_batch.num_computed_tokens_cpu[:count]
+        rows = PlainStep(
+            runner.input_batch.req_ids[:count],
+            starts.tolist(),
+            # These outlive vLLM's buffers, which the next step overwrites.
+            runner.input_ids.gpu[:count].clone(),
+            runner._get_positions(count).clone(),
+            hidden[:count].clone(),
+            common.slot_mapping[:count].clone(),
+            sampled[:, 0].clone(),
         )
+        self._plain.append(rows)
+        self._rows += count
+        if self._is_due(bool(((starts + 1) % self._drafter.block_size == 0).any())):
+            call = {"common_attn_metadata": common, "sampling_metadata": sampling}
+            ends = {name: start + 1 for name, start in zip(rows.names, rows.starts, strict=True)}
+            self._catch_up(call, ends)
+        return self._no_drafts(count)
 
     def _next_starts(self) -> dict[str, int]:
         """Return the position of the first row of each request in this step."""
@@ -125,6 +171,7 @@ class DeferredKeys:
 
     def _keep(self, call: dict[str, Any]) -> dict[str, int]:
         """Keep the rows of a step; return the position after the last one of each request."""
+        self._take_apart()
         common, last = call["common_attn_metadata"], call["token_indices_to_sample"]
         bounds = common.query_start_loc_cpu.tolist()
         lasts = [end - 1 for end in bounds[1:]] if last is None else last.tolist()
@@ -145,22 +192,28 @@ class DeferredKeys:
         for i, (name, start) in enumerate(self._next_starts().items()):
             token, position, state, slot = (each[i] for each in parts)
             rows = Rows(start, token, position, state, slot, following[i])
-            earlier = self._kept.setdefault(name, [])
-            if earlier and earlier[-1].end != start:  # it was preempted: its pages are others
-                earlier.clear()
-            earlier.append(rows)
+            self._add(name, rows)
             ends[name] = rows.end
             self._rows += len(rows.tokens)
         return ends
 
-    def _filled(self, ends: dict[str, int]) -> bool:
-        """Say whether a block became full in this step."""
-        size = self._drafter.block_size
-        return any(end // size > self._kept[name][-1].start // size for name, end in ends.items())
+    def _add(self, name: str, rows: Rows) -> None:
+        earlier = self._kept.setdefault(name, [])
+        if earlier and earlier[-1].end != rows.start:  # it was preempted: its pages are others
+            earlier.clear()
+        earlier.append(rows)
+
+    def _take_apart(self) -> None:
+        """Give the rows of plain steps to their requests."""
+        for step in self._plain:
+            for name, rows in step.rows():
+                self._add(name, rows)
+        self._plain.clear()
 
     def _crowded(self) -> bool:
         """Say whether another step might not fit into the proposer's buffers."""
-        return bool(self._rows + len(self._kept) * (1 + self._most) > self._drafter.max_num_tokens)
+        requests = max(len(self._kept), *(len(step.names) for step in self._plain[-1:]), 0)
+        return bool(self._rows + requests * (1 + self._most) > self._drafter.max_num_tokens)
 
     def _catch_up(self, call: dict[str, Any], ends: dict[str, int]) -> None:
         """Let the layer read what was kept of the requests of this step.
@@ -170,6 +223,7 @@ class DeferredKeys:
             ends: for each request of the step, in the order of the batch, where kept rows must end;
                 others are of pages that it has no more.
         """
+        self._take_apart()
         wanted: list[tuple[int, list[Rows]]] = []
         for i, (name, end) in enumerate(ends.items()):
             rows = self._kept.pop(name, [])

@@ -24,6 +24,10 @@ from typing import Final
 TRIAL_BUDGET: Final = 0.008
 #: Another number of drafts must be worth so much more.
 MARGIN: Final = 1.03
+#: Drafting begins where it is worth the one, and ends where it is not worth the other. Costs are
+#: known to some percent; of estimates near 1 the greatest is taken, which is one that errs upwards.
+BEGIN: Final = 1.06
+END: Final = 1.02
 #: Speculation stops when it lost this share of the time, and may come back at half of it.
 MOST_LOST: Final = 0.015
 
@@ -290,12 +294,11 @@ class DraftPolicy:
         """Take the best number of drafts, or begin a trial if it is time."""
         worth = [self._worth(size, k) or 0.0 for k in range(self.most + 1)]
         best = max(range(self.most + 1), key=worth.__getitem__)
-        if self._stopped:
+        if self._stopped or worth[best] < END:
             best = 0
-        if worth[best] > worth[size.choice] * MARGIN or (size.choice and worth[size.choice] < 1.0):
+        changes = worth[best] > worth[size.choice] * (MARGIN if size.choice else BEGIN)
+        if changes or (size.choice and not best):
             size.choice, size.waited = best, 0
-        elif self._stopped:
-            size.choice = 0
         size.waited += 1
         if size.waited > size.wait and not self._stopped:
             candidate = self._candidate(size)
@@ -313,13 +316,13 @@ class DraftPolicy:
         measured = size.costs.excess
         if 1 not in measured:
             return 1
-        if self.most not in measured and (self._worth(size, self.most, hope=1.0) or 0.0) > MARGIN:
+        if self.most not in measured and (self._worth(size, self.most, hope=1.0) or 0.0) > BEGIN:
             return self.most
         if size.choice == 0:
             hoped = {k: self._worth(size, k, hope=0.8) or 0.0 for k in range(1, self.most + 1)}
             best = max(hoped, key=hoped.__getitem__)
             perfect = self._worth(size, best, hope=1.0) or 0.0
-            return best if perfect > MARGIN else None
+            return best if perfect > BEGIN else None
         neighbours = [size.choice + 1, 0, size.choice - 1]
         allowed = [k for k in neighbours if 0 <= k <= self.most]
         size.turn += 1

@@ -43,6 +43,7 @@ META_KEYS = MACHINE_KEYS | {
     "seconds_per_case",
     "interleaving",
     "ratios",
+    "ours",
     "bf16",
     "vllm_bf16",
     "stock",

@@ -180,18 +180,18 @@ class DeferredKeys:
         positions = call["target_positions"].clone()
         hidden = call["target_hidden_states"].clone()
         slots = common.slot_mapping.clone()
-        following = call["next_token_ids"].clone().split(1)
-        # Of each request the rows that are kept, then those of rejected drafts.
-        counts: list[int] = []
-        for first, last, end in zip(bounds, lasts, bounds[1:], strict=False):
-            counts += [last + 1 - first, end - last - 1]
-        parts = [
-            each[: bounds[-1]].split(counts)[::2] for each in (tokens, positions, hidden, slots)
-        ]
+        following = call["next_token_ids"].clone()
         ends: dict[str, int] = {}
         for i, (name, start) in enumerate(self._next_starts().items()):
-            token, position, state, slot = (each[i] for each in parts)
-            rows = Rows(start, token, position, state, slot, following[i])
+            part = slice(bounds[i], lasts[i] + 1)
+            rows = Rows(
+                start,
+                tokens[part],
+                positions[part],
+                hidden[part],
+                slots[part],
+                following[i : i + 1],
+            )
             self._add(name, rows)
             ends[name] = rows.end
             self._rows += len(rows.tokens)
@@ -212,7 +212,8 @@ class DeferredKeys:
 
     def _crowded(self) -> bool:
         """Say whether another step might not fit into the proposer's buffers."""
-        requests = max(len(self._kept), *(len(step.names) for step in self._plain[-1:]), 0)
+        latest = len(self._plain[-1].names) if self._plain else 0
+        requests = max(len(self._kept), latest)
         return bool(self._rows + requests * (1 + self._most) > self._drafter.max_num_tokens)
 
     def _catch_up(self, call: dict[str, Any], ends: dict[str, int]) -> None:

@@ -297,7 +297,8 @@ class DraftPolicy:
         if self._stopped or worth[best] < END:
             best = 0
         changes = worth[best] > worth[size.choice] * (MARGIN if size.choice else BEGIN)
-        if changes or (size.choice and not best):
+        leaves = size.choice and (self._stopped or worth[size.choice] < END)
+        if changes or leaves:
             size.choice, size.waited = best, 0
         size.waited += 1
         if size.waited > size.wait and not self._stopped:

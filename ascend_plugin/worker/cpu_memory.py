@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -86,10 +86,7 @@ def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
     yield from model.buffers()
     for module in model.modules():
         for value in vars(module).values():
-            parts = [value]
-            if is_dataclass(value) and not isinstance(value, type):
-                parts = [getattr(value, field.name) for field in fields(value)]
-            yield from (part for part in parts if isinstance(part, torch.Tensor))
+            yield from memory.tensors_in(value)
 
 
 def resident_bytes() -> int | None:

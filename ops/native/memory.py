@@ -6,7 +6,9 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,6 +46,15 @@ def back_zeroed_with_huge_pages(tensor: torch.Tensor) -> bool:
         return False
     # Asked first: where huge pages are not to be had, the memory stays as it is.
     return _advise(start, end, _MADV_HUGEPAGE) and _advise(start, end, _MADV_DONTNEED)
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return a tensor, or those of a weight in a kernel's order (a dataclass); else nothing."""
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, field.name) for field in fields(value)]
+    else:
+        parts = [value]
+    return [part for part in parts if isinstance(part, torch.Tensor)]
 
 
 def collapse_into_huge_pages(tensors: Iterable[torch.Tensor]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -44,18 +44,18 @@ def keeping(call: Call, data: LinearData, **described: str | None) -> Prepared:
 def plugin(data: LinearData) -> Prepared:
     """Prepare the plugin's operators as its engine calls them, weights as its worker has them."""
     case = data.case
-    if not case.quantised:
-        call, weights, chosen = _dense(data)
-    else:
-        call, weights, chosen = _int8(data) if case.scheme == "w8a8" else _weight_only(data)
-    memory.collapse_into_huge_pages(weights)
+    prepare = _dense
+    if case.quantised:
+        prepare = _int8 if case.scheme == "w8a8" else _weight_only
+    call, weights, chosen = prepare(data)
+    memory.collapse_into_huge_pages(part for each in weights for part in memory.tensors_in(each))
     if is_recorded(case.m):
         call = recorded(call, case.layers)
     isa = loader.load().isa if chosen == "native" else None
     return keeping(call, data, implementation=chosen, isa=isa)
 
 
-def _dense(data: LinearData) -> tuple[Call, list[torch.Tensor], str]:
+def _dense(data: LinearData) -> tuple[Call, Sequence[object], str]:
     case, x = data.case, data.x
     weights = [data.dense.clone() for _ in range(case.layers)]
     request = dense_op.DenseRequest(x.dtype, case.n, case.k)
@@ -63,7 +63,7 @@ def _dense(data: LinearData) -> tuple[Call, list[torch.Tensor], str]:
     return lambda layer: dense_op.dense_matmul(x, weights[layer]), weights, chosen
 
 
-def _weight_only(data: LinearData) -> tuple[Call, list[torch.Tensor], str]:
+def _weight_only(data: LinearData) -> tuple[Call, Sequence[object], str]:
     case, x = data.case, data.x
     first = weight_op.pack(data.codes, data.scales, data.zeros, bits=case.bits, group=case.group)
     weights = [
@@ -79,11 +79,10 @@ def _weight_only(data: LinearData) -> tuple[Call, list[torch.Tensor], str]:
         x.dtype, first.scales.dtype, case.n, case.k, case.group, case.bits, case.zeros
     )
     chosen = weight_op.operator.choose(request).implementation.name
-    stored = [part for each in weights for part in (each.weight, each.scales)]
-    return lambda layer: weight_op.weight_quant_matmul(x, weights[layer]), stored, chosen
+    return lambda layer: weight_op.weight_quant_matmul(x, weights[layer]), weights, chosen
 
 
-def _int8(data: LinearData) -> tuple[Call, list[torch.Tensor], str]:
+def _int8(data: LinearData) -> tuple[Call, Sequence[object], str]:
     case, x = data.case, data.x
     first = int8_op.pack_int8(data.codes)
     weights = [
@@ -99,8 +98,7 @@ def _int8(data: LinearData) -> tuple[Call, list[torch.Tensor], str]:
         )
 
     request = int8_op.Int8Request(x.dtype, case.n, case.k)
-    stored = [each.weight for each in weights]
-    return call, stored, int8_op.operator.choose(request).implementation.name
+    return call, weights, int8_op.operator.choose(request).implementation.name
 
 
 def bf16(data: LinearData) -> Prepared:

@@ -89,7 +89,10 @@ class Writer {
     for (int64_t t = tokens.begin; t < tokens.end;) {
       int count = 0;
       for (; t < tokens.end && count < kPlaces; ++t) {
-        if (args_.slot_mapping[t] >= 0) places[count++] = place_of(t, head);
+        if (args_.slot_mapping[t] < 0) continue;
+        const bool follows = count > 0 && follows_in_block(places[count - 1], t);
+        places[count] = follows ? places[count - 1].after(1) : place_of(t, head);
+        ++count;
       }
       counts.values[ASCEND_ROWS_WRITTEN] += 2 * count;
       if constexpr (kQuantisation == ASCEND_C8D) {
@@ -109,6 +112,12 @@ class Writer {
     const int64_t slot = args_.slot_mapping[token], block = slot / p.block_size;
     return {token, head, (int)(slot - block * p.block_size),
             (char *)p.data + block * p.block_stride + head * p.head_stride};
+  }
+
+  // Whether a token's slot is the next one of a block: then nothing has to be divided.
+  bool follows_in_block(const Place &place, int64_t token) const {
+    return token == place.token + 1 && place.offset + 1 < args_.pages.block_size &&
+           args_.slot_mapping[token] == args_.slot_mapping[place.token] + 1;
   }
 
   // Two tokens fill the cache lines of a page, so they are written one right after the other: the

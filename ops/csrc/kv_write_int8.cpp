@@ -17,13 +17,8 @@ struct Counts {
 // The static scales of K or V of a kv head.
 struct Channels {
   const float *scales;
-  alignas(64) float inverses[kMaxHeadDim];
+  alignas(64) float inverses[kMaxHeadDim];  // in the order in which rows are taken apart
   float error_bound;
-
-  Channels(const float *scales, int dim)
-      : scales(scales), error_bound(error_bound_of(scales, dim)) {
-    for (int d = 0; d < dim; ++d) inverses[d] = 1.0f / scales[d];
-  }
 };
 
 // A token of the call on its way into a run.
@@ -32,7 +27,14 @@ struct Place {
   int head;
   int offset;  // in the block
   char *run;
-  Place after(int n) const { return {token + n, head, offset + n, run}; }
+  Place following() const { return {token + 1, head, offset + 1, run}; }
+  Place of_later_head(int n, int64_t head_stride) const {
+    return {token, head + n, offset, run + n * head_stride};
+  }
+};
+
+struct Heads {
+  int begin, end;
 };
 
 // Where K or V comes from, and where it goes to inside a run.
@@ -53,15 +55,13 @@ struct Scratch {
   BlockGroups groups;
 };
 
-// How many tokens ahead the source is fetched: a row takes too many instructions for the processor
-// to reach the next ones by itself, and rows of a head lie too far apart for its prefetchers.
-constexpr int kTokensAhead = 8;
-
 class Writer {
  public:
   // `channels`: [K, V][num_kv_heads], null for C8D.
   Writer(const ascend_write_args &args, const Channels *channels)
-      : args_(args), plane_bytes_((int64_t)args.pages.block_size * kRowBytes) {
+      : args_(args),
+        plane_bytes_((int64_t)args.pages.block_size * kRowBytes),
+        slots_(args.pages.patch_slots) {
     const ascend_pages &p = args.pages;
     const int64_t itemsize = args.dtype == ASCEND_FLOAT32 ? 4 : 2;
     streams_[0] = {(const char *)args.key,
@@ -82,149 +82,233 @@ class Writer {
                    args.patch_thresholds[1] * args.patch_thresholds[1]};
   }
 
-  // Tokens of a head.
+  // Tokens of some heads.
   template <class From, int kDim, int kQuantisation>
-  void write(Tokens tokens, int head, Counts &counts) const {
-    Place places[kPlaces];
-    for (int64_t t = tokens.begin; t < tokens.end;) {
-      int count = 0;
-      for (; t < tokens.end && count < kPlaces; ++t) {
-        if (args_.slot_mapping[t] < 0) continue;
-        const bool follows = count > 0 && follows_in_block(places[count - 1], t);
-        places[count] = follows ? places[count - 1].after(1) : place_of(t, head);
-        ++count;
+  void write(Tokens tokens, Heads heads, Counts &counts) const {
+    const int64_t head_stride = args_.pages.head_stride;
+    Batch batch;
+    Place *places = batch.places;
+    while (const int found = find_places(tokens, heads.begin, places)) {
+      // Few tokens are written for several heads at once.
+      const int together = std::min(kPlaces / found, heads.end - heads.begin);
+      for (int n = found; n < together * found; ++n) {
+        places[n] = places[n - found].of_later_head(1, head_stride);
       }
-      counts.values[ASCEND_ROWS_WRITTEN] += 2 * count;
-      if constexpr (kQuantisation == ASCEND_C8D) {
-        write_dynamic_places<From, kDim>(places, count);
-      } else {
-        write_static_places<From, kDim, kQuantisation>(places, count, counts);
+      for (int head = heads.begin; head < heads.end; head += together) {
+        batch.count = std::min(together, heads.end - head) * found;
+        write_batch<From, kDim, kQuantisation>(batch, counts);
+        for (int n = 0; n < batch.count; ++n) {
+          places[n] = places[n].of_later_head(together, head_stride);
+        }
       }
     }
   }
 
  private:
-  // Tokens whose places are looked up together.
-  static constexpr int kPlaces = 16;
+  static constexpr int kPlaces = 16, kTokensAhead = kPlaces;
+  static_assert(kPlaces % kLanes == 0);
 
-  Place place_of(int64_t token, int head) const {
+  // Rows of K, and of V, that are written together, in passes: none need wait for its scale, which
+  // is at the end of a chain of instructions, and what is one number per row is computed for kLanes
+  // of them.
+  struct Batch {
+    Place places[kPlaces];
+    int count;
+  };
+
+  // Where the next tokens go. Returns how many there are; `tokens` are those after them.
+  int find_places(Tokens &tokens, int head, Place *places) const {
     const ascend_pages &p = args_.pages;
-    const int64_t slot = args_.slot_mapping[token], block = slot / p.block_size;
-    return {token, head, (int)(slot - block * p.block_size),
-            (char *)p.data + block * p.block_stride + head * p.head_stride};
+    int count = 0;
+    for (; tokens.begin < tokens.end && count < kPlaces; ++tokens.begin) {
+      const int64_t t = tokens.begin, slot = args_.slot_mapping[t];
+      if (slot < 0) continue;
+      if (count > 0 && follows_in_block(places[count - 1], t)) {  // nothing to divide
+        places[count] = places[count - 1].following();
+      } else {
+        const int64_t block = slot / p.block_size;
+        places[count] = {t, head, (int)(slot - block * p.block_size),
+                         (char *)p.data + block * p.block_stride + head * p.head_stride};
+      }
+      ++count;
+    }
+    return count;
   }
 
-  // Whether a token's slot is the next one of a block: then nothing has to be divided.
   bool follows_in_block(const Place &place, int64_t token) const {
     return token == place.token + 1 && place.offset + 1 < args_.pages.block_size &&
            args_.slot_mapping[token] == args_.slot_mapping[place.token] + 1;
   }
 
-  // Two tokens fill the cache lines of a page, so they are written one right after the other: the
-  // planes often fall into the same cache sets, and half a line would not stay.
-  static bool is_pair(const Place &first, const Place &second) {
-    return first.run == second.run && first.offset % 2 == 0 && second.offset == first.offset + 1 &&
-           second.token == first.token + 1;
+  template <class From, int kDim, int kQuantisation>
+  void write_batch(const Batch &batch, Counts &counts) const {
+    counts.values[ASCEND_ROWS_WRITTEN] += 2 * batch.count;
+    if constexpr (kQuantisation == ASCEND_C8D) {
+      write_dynamic<From, kDim>(batch);
+    } else {
+      write_static_batch<From, kDim, kQuantisation>(batch, counts);
+    }
   }
 
+  // Rows of a batch until their scales are known. Reading them again would cost more: rows of a
+  // head often fall into the same cache sets.
+  template <class To, int kDim>
+  struct Kept {
+    alignas(64) typename To::Storage rows[kPlaces][kMaxVectors<kDim> * kLanes];
+    alignas(64) float scales[kPlaces], inverses[kPlaces];
+  };
+
+  // While the scales of the keys are computed values are read, and so on.
   template <class From, int kDim>
-  void write_dynamic_places(const Place *places, int count) const {
-    for (int i = 0; i < count;) {
-      const bool pair = i + 1 < count && is_pair(places[i], places[i + 1]);
-      if (pair) {
-        write_dynamic<From, kDim, true, 2>(streams_[0], places[i]);
-        write_dynamic<From, kDim, false, 2>(streams_[1], places[i]);
-      } else {
-        write_dynamic<From, kDim, true, 1>(streams_[0], places[i]);
-        write_dynamic<From, kDim, false, 1>(streams_[1], places[i]);
-      }
-      i += pair ? 2 : 1;
+  void write_dynamic(const Batch &batch) const {
+    Kept<Float32, kDim> keys;
+    Kept<From, kDim> values;
+    Vi bits[kPlaces];
+    const int dim = kDim ? kDim : args_.pages.head_dim, vectors = dim / kLanes;
+    for (int n = 0; n < batch.count; ++n) {
+      const char *source = prepare<From, ASCEND_C8D>(streams_[0], batch.places[n], vectors);
+      bits[n] = rotate<From, kDim>(source, vectors, keys.rows[n]);
     }
+    find_scales(batch.count, bits, keys);
+    for (int n = 0; n < batch.count; ++n) {
+      const char *source = prepare<From, ASCEND_C8D>(streams_[1], batch.places[n], vectors);
+      bits[n] = copy_and_compare<From>(source, vectors, (char *)values.rows[n]);
+    }
+    find_scales(batch.count, bits, values);
+    write_kept<From>(streams_[0], batch, keys);
+    write_kept<From>(streams_[1], batch, values);
+  }
+
+  template <class To, int kDim>
+  ASCEND_INLINE static void find_scales(int count, Vi *bits, Kept<To, kDim> &kept) {
+    for (int n = count; n < kPlaces; ++n) bits[n] = Vi{};
+    for (int n = 0; n < count; n += kLanes) {
+      const Vf scale = dynamic_scale(greatest_lanes(bits + n));
+      store(kept.scales + n, scale);
+      store(kept.inverses + n, inverse_of(scale));
+    }
+  }
+
+  // Rotated keys are floats, and taken apart already.
+  template <class From, class To, int kDim>
+  ASCEND_INLINE void write_kept(const Stream &stream, const Batch &batch,
+                                const Kept<To, kDim> &kept) const {
+    const int vectors = (kDim ? kDim : args_.pages.head_dim) / kLanes;
+    for (int n = 0; n < batch.count; ++n) {
+      const Place &place = batch.places[n];
+      Vf row[kMaxVectors<kDim>];
+      widen_vectors<To, kSplit<To, kDim>>((const char *)kept.rows[n], vectors, row);
+      quantise_dynamic<kSplit<From, kDim>>(row, vectors, kept.inverses[n], codes(stream, place));
+      memcpy(scale_at(stream, place), kept.scales + n, sizeof(float));
+    }
+  }
+
+  // Returns the greatest magnitudes.
+  template <class From, int kDim>
+  ASCEND_INLINE static Vi rotate(const char *source, int vectors, float *rotated) {
+    Vf row[kMaxVectors<kDim>];
+    widen_vectors<From, kSplit<From, kDim>>(source, vectors, row);
+    if constexpr (kDim == 0) {
+      rotate_row(vectors * kLanes, (float *)row);
+    } else {
+      rotate_row<kSplit<From, kDim>>(row);
+    }
+    ASCEND_UNROLL_ROW
+    for (int i = 0; i < vectors; ++i) store(rotated + i * kLanes, row[i]);
+    return kDim ? magnitudes_of_rotated(row, vectors) : magnitudes(row, vectors);
   }
 
   // Rows first, then tags: those are in memory, and a row that waited for its tag would keep the
   // next ones from being written meanwhile.
   template <class From, int kDim, int kQuantisation>
-  void write_static_places(const Place *places, int count, Counts &counts) const {
-    uint32_t suspects[2] = {};  // bit i: place i may be an outlier
-    if constexpr (kQuantisation == ASCEND_C8P) {
-      for (int i = 0; i < count; ++i) {
-        for (const Stream &s : streams_) __builtin_prefetch(places[i].run + s.patches_offset, 1);
-      }
-    }
-    for (int i = 0; i < count;) {
-      const int together = i + 1 < count && is_pair(places[i], places[i + 1]) ? 2 : 1;
-      // Two loops: one over both streams is slower (8 %).
-      for (int s = 0; s < 2; ++s) {
-        for (int n = i; n < i + together; ++n) {
-          const bool suspect =
-              write_static<From, kDim, kQuantisation>(streams_[s], places[n], counts);
-          suspects[s] |= (uint32_t)suspect << n;
-        }
-      }
-      i += together;
+  void write_static_batch(const Batch &batch, Counts &counts) const {
+    uint32_t suspects[2];
+    for (int s = 0; s < 2; ++s) {
+      suspects[s] = write_static<From, kDim, kQuantisation>(streams_[s], batch, counts);
     }
     if constexpr (kQuantisation != ASCEND_C8P) return;
     for (int s = 0; s < 2; ++s) {
-      for (int i = 0; i < count; ++i) {
-        if (suspects[s] >> i & 1) {
-          examine<From>(streams_[s], places[i], counts);
+      for (int n = 0; n < batch.count; ++n) {
+        if (suspects[s] >> n & 1) {
+          examine<From>(streams_[s], batch.places[n], counts);
         } else {
-          claim_slot(streams_[s], places[i], false, counts);
+          claim_slot(streams_[s], batch.places[n], false, counts);
         }
       }
     }
   }
 
-  // Where its scale is taken from a row lies a chain of dependent instructions: two rows are taken
-  // step by step.
-  template <class From, int kDim, bool kRotated, int kCount>
-  ASCEND_INLINE void write_dynamic(const Stream &stream, const Place &place) const {
-    const int dim = kDim ? kDim : args_.pages.head_dim, vectors = dim / kLanes;
-    Vf rows[kCount][kMaxVectors<kDim>];
-    Vi bits[kCount];
-    float scales[kCount];
-    ASCEND_UNROLL
-    for (int n = 0; n < kCount; ++n) {
-      read<From>(stream.row(place.after(n)), stream.token_bytes, vectors, rows[n]);
-      if constexpr (kRotated && kDim != 0) rotate_row(rows[n]);
-      if constexpr (kRotated && kDim == 0) rotate_row(dim, (float *)rows[n]);
-      bits[n] = magnitudes(rows[n], vectors);
-    }
-    ASCEND_UNROLL
-    for (int n = 0; n < kCount; ++n) scales[n] = dynamic_scale(greatest_lane(bits[n]));
-    ASCEND_UNROLL
-    for (int n = 0; n < kCount; ++n) {
-      quantise_dynamic(rows[n], vectors, scales[n], codes(stream, place.after(n)));
-    }
-    memcpy(place.run + stream.scales_offset + place.offset * sizeof(float), scales, sizeof scales);
-  }
-
-  // C8P: returns whether the row may be an outlier. Most cannot, and only of the others is the
-  // error computed.
+  // C8P: returns which rows may be outliers, a bit for each. Most cannot, and only of the others is
+  // the error computed.
   template <class From, int kDim, int kQuantisation>
-  ASCEND_INLINE bool write_static(const Stream &stream, const Place &place, Counts &counts) const {
+  uint32_t write_static(const Stream &stream, const Batch &batch, Counts &counts) const {
+    const Place *places = batch.places;
+    const int count = batch.count;
+    constexpr bool kPatched = kQuantisation == ASCEND_C8P, kApart = kSplit<From, kDim>;
     const int vectors = (kDim ? kDim : args_.pages.head_dim) / kLanes;
-    const Channels &channels = stream.channels[place.head];
-    Vf row[kMaxVectors<kDim>];
-    read<From>(stream.row(place), stream.token_bytes, vectors, row);
-    float norm = 0.0f;
-    if constexpr (kQuantisation == ASCEND_C8P) norm = square_sum(row, vectors);
-    const bool left =
-        left_range(quantise_static(row, vectors, channels.inverses, codes(stream, place)));
-    counts.values[ASCEND_ROWS_SATURATED] += left;
-    return kQuantisation == ASCEND_C8P &&
-           (left || !(stream.square_threshold * norm >= channels.error_bound));
+    Vi bits[kPlaces];
+    Vf norms[kPlaces];
+    alignas(64) float bounds[kPlaces];
+    for (int n = 0; n < count; ++n) {
+      const char *source = prepare<From, kQuantisation>(stream, batch.places[n], vectors);
+      Vf row[kMaxVectors<kDim>];
+      widen_vectors<From, kApart>(source, vectors, row);
+      const Channels &channels = stream.channels[places[n].head];
+      bounds[n] = channels.error_bound;
+      if (kPatched) norms[n] = squares_of<From>(source, row, vectors);
+      bits[n] =
+          quantise_static<false, kApart>(row, vectors, channels.inverses, codes(stream, places[n]));
+    }
+    for (int n = count; n < kPlaces; ++n) bits[n] = Vi{}, norms[n] = Vf{}, bounds[n] = 0.0f;
+    uint32_t left = 0, suspects = 0;
+    for (int n = 0; n < count; n += kLanes) {
+      const Vi beyond = left_range(greatest_lanes(bits + n));
+      left |= lanes_where(beyond) << n;
+      if (!kPatched) continue;
+      const Vf norm = horizontal_sums(norms + n) * stream.square_threshold;
+      suspects |= lanes_where(beyond | ~(norm >= load<Vf>(bounds + n))) << n;
+    }
+    for (uint32_t rest = left; rest; rest &= rest - 1) {
+      saturate<From, kDim>(stream, places[__builtin_ctz(rest)]);
+    }
+    counts.values[ASCEND_ROWS_SATURATED] += __builtin_popcount(left);
+    return suspects;
   }
 
-  // And fetches the row that many tokens ahead.
-  template <class From>
-  static ASCEND_INLINE void read(const char *source, int64_t token_bytes, int vectors, Vf *row) {
-    const char *ahead = source + kTokensAhead * token_bytes;
+  // Writes a row that left the range once more.
+  template <class From, int kDim>
+  __attribute__((noinline)) void saturate(const Stream &stream, const Place &place) const {
+    constexpr bool kApart = kSplit<From, kDim>;
+    const int vectors = (kDim ? kDim : args_.pages.head_dim) / kLanes;
+    Vf row[kMaxVectors<kDim>];
+    widen_vectors<From, kApart>(stream.row(place), vectors, row);
+    const Channels &channels = stream.channels[place.head];
+    quantise_static<true, kApart>(row, vectors, channels.inverses, codes(stream, place));
+  }
+
+  // Fetches the row some tokens ahead: a row takes too many instructions for the processor to reach
+  // the next ones by itself, and rows of a head lie too far apart for its prefetchers. Also what
+  // will be written later, as rows that wait for their scales are; for others that would only cost
+  // (15 % where pages are in cache). Returns where the row comes from.
+  template <class From, int kQuantisation>
+  ASCEND_INLINE const char *prepare(const Stream &stream, const Place &place, int vectors) const {
+    const char *source = stream.row(place), *ahead = source + kTokensAhead * stream.token_bytes;
     const int row_bytes = vectors * kLanes * (int)sizeof(typename From::Storage);
     ASCEND_UNROLL
-    for (int b = 0; b < row_bytes; b += 64) __builtin_prefetch(ahead + b);
-    widen_vectors<From>(source, vectors, row);
+    for (int b = 0; b < row_bytes; b += 64) prefetch_l2(ahead + b);
+    if constexpr (kQuantisation == ASCEND_C8D) {
+      const Codes out = codes(stream, place);
+      ASCEND_UNROLL
+      for (int d = 0; d < vectors * kLanes; d += kRowBytes) __builtin_prefetch(out.at(d), 1);
+      __builtin_prefetch(scale_at(stream, place), 1);
+    } else if constexpr (kQuantisation == ASCEND_C8P) {
+      __builtin_prefetch(place.run + stream.patches_offset, 1);
+    }
+    return source;
+  }
+
+  static char *scale_at(const Stream &stream, const Place &place) {
+    return place.run + stream.scales_offset + place.offset * sizeof(float);
   }
 
   Codes codes(const Stream &stream, const Place &place) const {
@@ -236,11 +320,11 @@ class Writer {
   // use of the block, an earlier one is in force.
   ASCEND_INLINE bool claim_slot(const Stream &stream, const Place &place, bool outlier,
                                 Counts &counts) const {
-    const ascend_pages &p = args_.pages;
-    const int slots = p.patch_slots, slot = place.offset % slots;
+    const int slot = slots_.of(place.offset);
     char *tag_at = place.run + stream.patches_offset + slot * sizeof(int16_t);
     const int tag = load<int16_t>(tag_at);
-    if (tag <= place.offset && tag_fits(tag, slot, slots, p.block_size)) {
+    if (tag == 0 && !outlier) return false;  // nearly always; the line stays as it is
+    if (tag <= place.offset && slots_.fits(tag, slot, args_.pages.block_size)) {
       counts.values[ASCEND_PATCHES_DROPPED] += outlier;
       return false;
     }
@@ -256,14 +340,13 @@ class Writer {
                                          Counts &counts) const {
     const ascend_pages &p = args_.pages;
     const int vectors = p.head_dim / kLanes;
-    const Channels &channels = stream.channels[place.head];
     Vf row[kMaxVectors<0>];
     widen_vectors<From>(stream.row(place), vectors, row);
-    const Residual residual(row, vectors, channels.scales, channels.inverses);
+    const Residual residual(row, vectors, stream.channels[place.head].scales);
     // A row that is not finite is no outlier: no patch can mend it.
     const bool outlier = residual.square_error > stream.square_threshold * residual.square_norm;
     if (!claim_slot(stream, place, outlier, counts)) return;
-    const int slots = p.patch_slots, slot = place.offset % slots;
+    const int slots = slots_.count(), slot = slots_.of(place.offset);
     const int code_bytes = (p.head_dim + 31) / 32 * 16;
     uint8_t nibbles[kMaxHeadDim / 2] = {};
     const float scale = encode_patch(p.head_dim, p.patch_code, residual, nibbles);
@@ -274,20 +357,43 @@ class Writer {
 
   const ascend_write_args &args_;
   int64_t plane_bytes_;
+  PatchSlots slots_;
   Stream streams_[2];
 };
 
-using WriteFunction = void (Writer::*)(Tokens, int, Counts &) const;
+// Channels of `dim` scales.
+template <bool kApart>
+void fill(Channels &channels, const float *scales, int dim) {
+  channels.scales = scales;
+  channels.error_bound = error_bound_of(scales, dim);
+  const auto inverse_at = [&](int d) { return 1.0f / load<Vf>(scales + d); };
+  if constexpr (!kApart) {
+    for (int d = 0; d < dim; d += kLanes) store(channels.inverses + d, inverse_at(d));
+  } else {
+    for (int d = 0; d < dim; d += 2 * kLanes) {
+      const Vf a = inverse_at(d), b = inverse_at(d + kLanes);
+      store(channels.inverses + d, detail::every_second<0>(a, b, LaneSequence{}));
+      store(channels.inverses + d + kLanes, detail::every_second<1>(a, b, LaneSequence{}));
+    }
+  }
+}
+
+// What is compiled for a kind of page and source.
+struct Functions {
+  void (Writer::*write)(Tokens, Heads, Counts &) const = nullptr;
+  void (*fill)(Channels &, const float *, int) = nullptr;
+};
 
 template <class From, int kDim>
-WriteFunction choose_quantisation(int quantisation) {
-  if (quantisation == ASCEND_C8D) return &Writer::write<From, kDim, ASCEND_C8D>;
-  if (quantisation == ASCEND_C8S) return &Writer::write<From, kDim, ASCEND_C8S>;
-  return &Writer::write<From, kDim, ASCEND_C8P>;
+Functions choose_quantisation(int quantisation) {
+  constexpr auto fill_channels = &fill<kSplit<From, kDim>>;
+  if (quantisation == ASCEND_C8D) return {&Writer::write<From, kDim, ASCEND_C8D>, nullptr};
+  if (quantisation == ASCEND_C8S) return {&Writer::write<From, kDim, ASCEND_C8S>, fill_channels};
+  return {&Writer::write<From, kDim, ASCEND_C8P>, fill_channels};
 }
 
 template <class From>
-WriteFunction choose_dim(const ascend_pages &p) {
+Functions choose_dim(const ascend_pages &p) {
   if constexpr (kRowsInRegisters) {
     if (p.head_dim == 128) return choose_quantisation<From, 128>(p.quantisation);
     if (p.head_dim == 64) return choose_quantisation<From, 64>(p.quantisation);
@@ -295,11 +401,11 @@ WriteFunction choose_dim(const ascend_pages &p) {
   return choose_quantisation<From, 0>(p.quantisation);
 }
 
-WriteFunction choose(int dtype, const ascend_pages &p) {
+Functions choose(int dtype, const ascend_pages &p) {
   if (dtype == ASCEND_FLOAT32) return choose_dim<Float32>(p);
   if (dtype == ASCEND_FLOAT16) return choose_dim<Float16>(p);
   if (dtype == ASCEND_BFLOAT16) return choose_dim<Bfloat16>(p);
-  return nullptr;
+  return {};
 }
 
 bool supported(const ascend_pages &p, const float *channel_scales) {
@@ -307,16 +413,6 @@ bool supported(const ascend_pages &p, const float *channel_scales) {
   if (p.quantisation == ASCEND_C8S) return channel_scales;
   return p.quantisation == ASCEND_C8P && channel_scales && p.patch_slots > 0 &&
          p.patch_slots <= kMaxPatchSlots && p.patch_code >= 0 && p.patch_code <= ASCEND_E3M0;
-}
-
-// [K, V][num_kv_heads]; none where the scales are not static.
-void fill_channels(const ascend_write_args &args, std::vector<Channels> &channels) {
-  const ascend_pages &p = args.pages;
-  channels.clear();
-  if (!args.channel_scales) return;
-  for (int i = 0; i < 2 * p.num_kv_heads; ++i) {
-    channels.emplace_back(args.channel_scales + (int64_t)i * p.head_dim, p.head_dim);
-  }
 }
 
 void add_counts(const Counts &counts, int64_t *total) {
@@ -330,38 +426,46 @@ void add_counts(const Counts &counts, int64_t *total) {
 
 int write_int8(const ascend_write_args &args, int64_t chunk_tokens, bool serial) {
   const ascend_pages &p = args.pages;
-  const WriteFunction write = choose(args.dtype, p);
-  if (!write || !supported(p, args.channel_scales)) return ASCEND_UNSUPPORTED;
+  const Functions functions = choose(args.dtype, p);
+  if (!functions.write || !supported(p, args.channel_scales)) return ASCEND_UNSUPPORTED;
   static thread_local Scratch scratch_of_thread;
   Scratch &scratch = scratch_of_thread;  // of this thread, for all
-  fill_channels(args, scratch.channels);
+  scratch.channels.resize(functions.fill ? 2 * p.num_kv_heads : 0);
+  for (size_t i = 0; i < scratch.channels.size(); ++i) {
+    functions.fill(scratch.channels[i], args.channel_scales + i * p.head_dim, p.head_dim);
+  }
   const Writer writer(args, scratch.channels.data());
-  // Tokens of a block share its pool of patches and their order matters: threads divide blocks.
-  const bool by_block = p.quantisation == ASCEND_C8P && !serial;
-  const BlockGroups &groups = scratch.groups;
-  const int64_t tokens = args.num_tokens;
-  if (by_block) scratch.groups.build(args.slot_mapping, tokens, p.block_size, chunk_tokens);
-  const int64_t parts = by_block ? groups.parts() : (tokens + chunk_tokens - 1) / chunk_tokens;
-  // Part after part, all heads of one: they lie side by side in the source.
-  const auto item = [&](int64_t i) {
-    const int64_t part = i / p.num_kv_heads;
-    const int head = (int)(i % p.num_kv_heads);
-    Counts counts;
-    if (by_block) {
-      groups.visit(part, [&](Tokens run) { (writer.*write)(run, head, counts); });
-    } else {
-      const int64_t from = part * chunk_tokens;
-      (writer.*write)({from, std::min(tokens, from + chunk_tokens)}, head, counts);
-    }
-    add_counts(counts, args.counters);
+  const auto write = [&](Tokens tokens, Heads heads, Counts &counts) {
+    (writer.*functions.write)(tokens, heads, counts);
   };
-  const int64_t items = parts * p.num_kv_heads;
+  const int64_t tokens = args.num_tokens;
   if (serial) {
-    for (int64_t i = 0; i < items; ++i) item(i);
+    Counts counts;
+    write({0, tokens}, {0, p.num_kv_heads}, counts);
+    add_counts(counts, args.counters);
     return ASCEND_OK;
   }
+  // Tokens of a block share its pool of patches and their order matters: threads divide blocks.
+  const bool by_block = p.quantisation == ASCEND_C8P;
+  const BlockGroups &groups = scratch.groups;
+  if (by_block) scratch.groups.build(args.slot_mapping, tokens, p.block_size, chunk_tokens);
+  const int64_t parts = by_block ? groups.parts() : (tokens + chunk_tokens - 1) / chunk_tokens;
+  // Heads are divided only where threads would have nothing to do.
+  const int divisions = parts < 2 * args.num_threads ? p.num_kv_heads : 1;
+  const int width = p.num_kv_heads / divisions;
 #pragma omp parallel for num_threads(args.num_threads) schedule(static)
-  for (int64_t i = 0; i < items; ++i) item(i);
+  for (int64_t i = 0; i < parts * divisions; ++i) {
+    const int64_t part = i / divisions, from = part * chunk_tokens;
+    const int head = (int)(i % divisions) * width;
+    const Heads heads{head, head + width};
+    Counts counts;
+    if (by_block) {
+      groups.visit(part, [&](Tokens run) { write(run, heads, counts); });
+    } else {
+      write({from, std::min(tokens, from + chunk_tokens)}, heads, counts);
+    }
+    add_counts(counts, args.counters);
+  }
   return ASCEND_OK;
 }
 

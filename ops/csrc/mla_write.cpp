@@ -78,10 +78,11 @@ class LatentWriter {
     const ascend_latent_pages &p = args_.pages;
     const int vectors = p.latent_dim / kLanes;
     if (p.quantisation == ASCEND_C8S) {
-      return left_range(quantise_static(row, vectors, inverses_.values, codes));
+      return left_range(
+          greatest_lane(quantise_static<true>(row, vectors, inverses_.values, codes)))[0];
     }
-    const float scale = dynamic_scale(greatest_lane(magnitudes(row, vectors)));
-    quantise_dynamic(row, vectors, scale, codes);
+    const float scale = dynamic_scale(greatest_lane(magnitudes(row, vectors)))[0];
+    quantise_dynamic(row, vectors, inverse_of(scale), codes);
     memcpy(page + p.scales_offset + offset * sizeof(float), &scale, sizeof scale);
     return false;
   }

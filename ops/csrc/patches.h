@@ -21,11 +21,22 @@ alignas(16) constexpr int8_t kPatchValues[2][16] = {
     {0, 1, 2, 4, 8, 16, 32, 64, 0, -1, -2, -4, -8, -16, -32, -64},
 };
 
-// Tag of token n of a block, in slot n % slots of a pool; 0: empty. Anything else is left over from
-// another use of the memory.
-inline bool tag_fits(int tag, int slot, int slots, int block_size) {
-  return tag >= 1 && tag <= block_size && (tag - 1) % slots == slot;
-}
+// Token n of a block has slot n % slots of a pool.
+class PatchSlots {
+ public:
+  explicit PatchSlots(int slots) : slots_(slots), inverse_(slots ? (1u << 20) / slots + 1 : 0) {}
+  int count() const { return slots_; }
+  // Tokens are below 256 and slots at most 32, for which this product is the quotient.
+  int of(int token) const { return token - (int)(token * inverse_ >> 20) * slots_; }
+  // Tags are tokens plus one; 0: empty. Anything else is left over from another use of the memory.
+  bool fits(int tag, int slot, int block_size) const {
+    return tag >= 1 && tag <= block_size && of(tag - 1) == slot;
+  }
+
+ private:
+  int slots_;
+  uint32_t inverse_;
+};
 
 // Bit s: slot s of a pool is not empty.
 ASCEND_INLINE uint32_t used_slots(const char *pool, int slots) {
@@ -42,12 +53,13 @@ ASCEND_INLINE uint32_t used_slots(const char *pool, int slots) {
 // Patches of tokens [begin, end) of a page. Tags of tokens that are not visible yet may be stale.
 inline int find_patches(const Shape &shape, const char *pool, int begin, int end, Patch *out) {
   const int slots = shape.patch_slots, code_bytes = shape.planes32() * 16;
+  const PatchSlots place(slots);
   const char *scales = pool + slots * sizeof(int16_t);
   const char *codes = scales + slots * sizeof(float);
   int count = 0;
   for (uint32_t used = used_slots(pool, slots); used; used &= used - 1) {
     const int s = __builtin_ctz(used), tag = load<int16_t>(pool + s * sizeof(int16_t));
-    if (tag <= begin || tag > end || (tag - 1) % slots != s) continue;
+    if (tag <= begin || tag > end || place.of(tag - 1) != s) continue;
     out[count++] = {tag - 1, load<float>(scales + s * sizeof(float)),
                     (const uint8_t *)codes + s * code_bytes};
   }

@@ -44,23 +44,37 @@ ASCEND_INLINE Vi greater(Vi a, Vi b) {
   return a > b ? a : b;
 #endif
 }
+template <class V>  // of 16-bit numbers
+ASCEND_INLINE V greater(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == 64) return (V)_mm512_max_epu16((__m512i)a, (__m512i)b);
+  if constexpr (sizeof(V) == 32) return (V)_mm256_max_epu16((__m256i)a, (__m256i)b);
+#endif
+  return a > b ? a : b;
+}
 namespace detail {
 template <int Step = kLanes / 2>
-ASCEND_INLINE Vi greatest_lanes(Vi bits) {
+ASCEND_INLINE Vi greatest_of_lanes(Vi bits) {
   if constexpr (Step > 0) {
     bits = greater(bits, (Vi)exchange<Step>((Vf)bits, LaneSequence{}));
-    return greatest_lanes<Step / 2>(bits);
+    return greatest_of_lanes<Step / 2>(bits);
   }
   return bits;
 }
 }  // namespace detail
-inline float greatest_lane(Vi bits) {
-  bits = detail::greatest_lanes(bits);
-  return ((Vf)bits)[0];
+// In every lane.
+ASCEND_INLINE Vf greatest_lane(Vi bits) { return (Vf)detail::greatest_of_lanes(bits); }
+// Lane i of the result is the greatest lane of v[i].
+ASCEND_INLINE Vf greatest_lanes(const Vi *v) {
+  Vf floats[kLanes];
+  ASCEND_UNROLL
+  for (int i = 0; i < kLanes; ++i) floats[i] = (Vf)v[i];
+  return across_lanes(floats, [](Vf a, Vf b) { return (Vf)greater((Vi)a, (Vi)b); });
 }
 
 // 1 / x as the reference has it: 0 where x is no normal number.
-inline float inverse_of(float x) { return x >= 0x1p-126f ? 1.0f / x : 0.0f; }
+ASCEND_INLINE Vf inverse_of(Vf x) { return x >= 0x1p-126f ? 1.0f / x : Vf{}; }
+ASCEND_INLINE float inverse_of(float x) { return x >= 0x1p-126f ? 1.0f / x : 0.0f; }
 
 // Where the codes of one token go: 32 columns here, the next 32 a plane further on. Written in
 // place: a copy through a buffer would wait for its small stores.
@@ -84,12 +98,31 @@ constexpr bool kRowsInRegisters = false;
 template <int kDim>
 constexpr int kMaxVectors = (kDim ? kDim : kMaxHeadDim) / kLanes;
 
-template <class From>
+// Rows of bfloat16 are taken apart: pairs of vectors have even and odd columns. That is one
+// instruction less for each, and putting codes together again takes none more.
+#if defined(__AVX512VBMI__)
+template <class From, int kDim>
+constexpr bool kSplit = From::kDtype == ASCEND_BFLOAT16 && kDim != 0 && kDim % (2 * kLanes) == 0;
+#else
+template <class From, int kDim>
+constexpr bool kSplit = false;
+#endif
+namespace detail {
+template <int Odd, size_t... I>
+ASCEND_INLINE Vf every_second(Vf a, Vf b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (2 * (int)I + Odd)...);
+}
+}  // namespace detail
+
+template <class From, bool kSplit = false>
 ASCEND_INLINE void widen_vectors(const char *source, int vectors, Vf *row) {
   const auto *from = (const typename From::Storage *)source;
   ASCEND_UNROLL_ROW
   for (int i = 0; i < vectors; ++i) {
-    if constexpr (sizeof(*from) == 2) {
+    if constexpr (kSplit) {
+      const Vu pairs = load<Vu>(from + i / 2 * 2 * kLanes);
+      row[i] = (Vf)(i % 2 ? pairs & 0xffff0000u : pairs << 16);
+    } else if constexpr (sizeof(*from) == 2) {
       row[i] = From::widen(load<Vh>(from + i * kLanes));
     } else {
       row[i] = load<Vf>(from + i * kLanes);
@@ -98,11 +131,14 @@ ASCEND_INLINE void widen_vectors(const char *source, int vectors, Vf *row) {
 }
 
 // Of numbers that round to -127 to 127; NaN becomes 0.
+template <bool kSplit = false>
 ASCEND_INLINE void store_codes(const Vf *row, int vectors, const Codes &codes) {
   constexpr int kTogether = kRowBytes / kLanes;
   const int together = vectors / kTogether * kTogether;
   ASCEND_UNROLL_ROW
-  for (int i = 0; i < together; i += kTogether) narrow<kTogether>(row + i, codes.at(i * kLanes));
+  for (int i = 0; i < together; i += kTogether) {
+    narrow<kTogether, kSplit>(row + i, codes.at(i * kLanes));
+  }
   ASCEND_UNROLL_ROW
   for (int i = together; i < vectors; ++i) narrow<1>(row + i, codes.at(i * kLanes));
 }
@@ -115,41 +151,106 @@ ASCEND_INLINE Vi magnitudes(const Vf *row, int vectors) {
   return bits;
 }
 
-// C8D: NaN, with codes 0, for a row that is not finite.
-ASCEND_INLINE float dynamic_scale(float greatest) {
-  const float scale = greatest / 127.0f;
-  if (!(greatest < __builtin_inff())) return __builtin_nanf("");
-  return scale < 0x1p-126f ? 0.0f : scale;
+// The same where all numbers of a row are NaN if one is, as rotation makes them.
+ASCEND_INLINE Vi magnitudes_of_rotated(const Vf *row, int vectors) {
+#if defined(__AVX512DQ__)
+  constexpr int kMagnitudes = 0b1011;  // the greater magnitude of two, without a sign
+  __m512 greatest[2] = {(__m512)magnitude(row[0]), (__m512)magnitude(row[0])};
+  ASCEND_UNROLL_ROW
+  for (int i = 1; i < vectors; ++i) {
+    greatest[i % 2] = _mm512_range_ps((__m512)row[i], greatest[i % 2], kMagnitudes);
+  }
+  return (Vi)_mm512_range_ps(greatest[0], greatest[1], kMagnitudes);
+#else
+  return magnitudes(row, vectors);
+#endif
 }
 
-ASCEND_INLINE void quantise_dynamic(Vf *row, int vectors, float scale, const Codes &codes) {
-  const float inverse = inverse_of(scale);  // 0 for NaN
-  // At most 127 after rounding. 0 times what is not finite is NaN, which becomes 0.
+// The same of a row in memory, which is copied on the way. 16-bit numbers need not be widened:
+// their bits order as those of floats do.
+template <class From>
+ASCEND_INLINE Vi copy_and_compare(const char *source, int vectors, char *copy) {
+  if constexpr (sizeof(typename From::Storage) == 2) {
+    Vhh bits{};
+    ASCEND_UNROLL_ROW
+    for (int i = 0; i < vectors / 2; ++i) {
+      const Vhh both = load<Vhh>(source + i * sizeof(Vhh));
+      store(copy + i * sizeof(Vhh), both);
+      bits = greater(bits, both & 0x7fff);
+    }
+    Vh greatest =
+        greater(detail::half<0>(bits, LaneSequence{}), detail::half<1>(bits, LaneSequence{}));
+    if (vectors % 2) {
+      const Vh rest = load<Vh>(source + vectors / 2 * sizeof(Vhh));
+      store(copy + vectors / 2 * sizeof(Vhh), rest);
+      greatest = greater(greatest, rest & 0x7fff);
+    }
+    return (Vi)From::widen(greatest);
+  } else {
+    Vf row[kMaxVectors<0>];
+    widen_vectors<From>(source, vectors, row);
+    memcpy(copy, source, vectors * sizeof(Vf));
+    return magnitudes(row, vectors);
+  }
+}
+
+// C8D: NaN, with codes 0, for a row that is not finite.
+ASCEND_INLINE Vf dynamic_scale(Vf greatest) {
+  const Vf scale = greatest / 127.0f;
+  const Vf normal = scale < 0x1p-126f ? Vf{} : scale;
+  return greatest < __builtin_inff() ? normal : splat(__builtin_nanf(""));
+}
+
+// By the inverse of the scale, which is 0 for NaN. At most 127 after rounding. 0 times what is not
+// finite is NaN, which becomes 0.
+template <bool kSplit = false>
+ASCEND_INLINE void quantise_dynamic(Vf *row, int vectors, float inverse, const Codes &codes) {
   ASCEND_UNROLL_ROW
   for (int i = 0; i < vectors; ++i) row[i] *= inverse;
-  store_codes(row, vectors, codes);
+  store_codes<kSplit>(row, vectors, codes);
 }
 
 // C8S. Returns the greatest magnitudes in units of the scales: where that rounds to more than 127,
-// or is NaN, the row left the range.
+// or is NaN, the row left the range, and has wrong codes unless they are clamped.
+template <bool kClamped, bool kSplit = false>
 ASCEND_INLINE Vi quantise_static(Vf *row, int vectors, const float *inverses, const Codes &codes) {
   Vi bits{};
   ASCEND_UNROLL_ROW
   for (int i = 0; i < vectors; ++i) {
     const Vf y = row[i] * load<Vf>(inverses + i * kLanes);
     bits = greater(bits, (Vi)magnitude(y));
-    row[i] = clamp(y, 127.0f);
+    row[i] = kClamped ? clamp(y, 127.0f) : y;
   }
-  store_codes(row, vectors, codes);
+  store_codes<kSplit>(row, vectors, codes);
   return bits;
 }
-ASCEND_INLINE bool left_range(Vi bits) { return !(greatest_lane(bits) < 127.5f); }  // ties to even
+ASCEND_INLINE Vi left_range(Vf greatest) { return ~(greatest < 127.5f); }  // ties to even
 
-ASCEND_INLINE float square_sum(const Vf *row, int vectors) {
+// To be added up.
+ASCEND_INLINE Vf squares(const Vf *row, int vectors) {
   Vf sum{};
   ASCEND_UNROLL_ROW
   for (int i = 0; i < vectors; ++i) sum += row[i] * row[i];
-  return sum_over_tokens<1>(sum)[0];
+  return sum;
+}
+
+// The same of numbers in memory, from which the row was read; subnormal ones may be missing.
+template <class From>
+ASCEND_INLINE Vf squares_of(const char *source, const Vf *row, int vectors) {
+#if defined(__AVX512BF16__)
+  if constexpr (From::kDtype == ASCEND_BFLOAT16) {
+    if (vectors % 4 == 0) {
+      __m512 sums[2] = {};
+      ASCEND_UNROLL_ROW
+      for (int i = 0; i < vectors / 2; ++i) {
+        const __m512bh pairs = (__m512bh)_mm512_loadu_si512(source + i * 64);
+        sums[i % 2] = _mm512_dpbf16_ps(sums[i % 2], pairs, pairs);
+      }
+      return (Vf)_mm512_add_ps(sums[0], sums[1]);
+    }
+  }
+#endif
+  return squares(row, vectors);
 }
 
 // The greatest square error of a row inside the range: rounding takes half a scale. With margins
@@ -169,42 +270,45 @@ struct Residual {
   float greatest;                        // magnitude of those
   float square_error, square_norm;       // of the row, in units of the values
 
-  Residual(const Vf *row, int vectors, const float *scales, const float *inverses) {
+  Residual(const Vf *row, int vectors, const float *scales) {
     Vi bits{};
     Vf error{};
     for (int i = 0; i < vectors; ++i) {
-      const Vf y = rounded(row[i] * load<Vf>(inverses + i * kLanes));
+      const Vf scale = load<Vf>(scales + i * kLanes);
+      const Vf y = rounded(row[i] * (1.0f / scale));
       const Vf rest = y - clamp(round_to_integer(y), 127.0f);
-      const Vf lost = rest * load<Vf>(scales + i * kLanes);
+      const Vf lost = rest * scale;
       bits = greater(bits, (Vi)magnitude(rest));
       error += lost * lost;
       store(units + i * kLanes, rest);
     }
-    greatest = greatest_lane(bits);
+    greatest = greatest_lane(bits)[0];
     square_error = sum_over_tokens<1>(error)[0];
-    square_norm = square_sum(row, vectors);
+    square_norm = sum_over_tokens<1>(squares(row, vectors))[0];
   }
 };
 
+// Of numbers up to 64: the middles between values are 0.5, and 1.5 times powers of two.
+ASCEND_INLINE Vf e3m0_code(Vf y) {
+  const Vf size = magnitude(y);
+  const Vi above = ((Vi)size - (Vi)splat(1.5f) - 1) >> 23;  // doublings of 1.5 below y
+  const Vi code = size > 1.5f ? above + 2 : (size > 0.5f ? splat(1) : Vi{});
+  return __builtin_convertvector(code + ((y < 0.0f) & (code > 0) & 8), Vf);
+}
+
 // A residual in 4-bit codes. Returns their scale.
 inline float encode_patch(int dim, int patch_code, const Residual &residual, uint8_t *patch) {
-  alignas(64) int8_t nibbles[kMaxHeadDim];
+  alignas(64) int8_t nibbles[kMaxHeadDim] = {};
   const float scale = residual.greatest / (patch_code == ASCEND_INT4 ? 7.0f : 64.0f);
   const float inverse = inverse_of(scale);
   for (int d = 0; d < dim; d += kLanes) {
     const Vf y = rounded(load<Vf>(residual.units + d) * inverse);
-    Vf code = clamp(round_to_integer(y), 7.0f);
-    if (patch_code == ASCEND_E3M0) {
-      code = Vf{};
-      for (float middle : {0.5f, 1.5f, 3.0f, 6.0f, 12.0f, 24.0f, 48.0f}) {
-        code += magnitude(y) > middle ? splat(1.0f) : Vf{};
-      }
-      code += (y < 0.0f) & (code > 0.0f) ? splat(8.0f) : Vf{};
-    }
-    store(nibbles + d, narrow_to_bytes(code));
+    const Vf code = clamp(round_to_integer(y), 7.0f);
+    store(nibbles + d, narrow_to_bytes(patch_code == ASCEND_E3M0 ? e3m0_code(y) : code));
   }
-  for (int d = 0; d < dim; d += 2) {
-    patch[d / 2] = (uint8_t)((nibbles[d] & 15) | nibbles[d + 1] << 4);
+  for (int d = 0; d < dim; d += 2 * kLanes) {
+    const Vh pairs = load<Vh>(nibbles + d);
+    store(patch + d / 2, __builtin_convertvector((pairs & 15) | (pairs >> 4 & 0xf0), Vb));
   }
   return scale;
 }

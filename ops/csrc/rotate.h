@@ -28,10 +28,10 @@ ASCEND_INLINE Vf butterflies(Vf x) {
   }
 }
 
-// The steps across vectors, in place.
-template <int Stride = 1, int Vectors>
+// The steps across vectors from Stride up to End, in place.
+template <int Stride, int End, int Vectors>
 ASCEND_INLINE void mix(Vf (&row)[Vectors]) {
-  if constexpr (Stride < Vectors) {
+  if constexpr (Stride < End) {
     ASCEND_UNROLL
     for (int i = 0; i < Vectors; ++i) {
       if (i & Stride) continue;
@@ -39,7 +39,7 @@ ASCEND_INLINE void mix(Vf (&row)[Vectors]) {
       row[i] = a + b;
       row[i + Stride] = a - b;
     }
-    mix<2 * Stride>(row);
+    mix<2 * Stride, End>(row);
   }
 }
 
@@ -57,13 +57,16 @@ inline void rotate_row(int head_dim, float *row) {
     }
   }
 }
-// The same of a row in registers, whose length is a power of two.
-template <int Vectors>
+// The same of a row in registers, whose length is a power of two. kSplit: its vectors hold even and
+// odd columns in turn.
+template <bool kSplit, int Vectors>
 ASCEND_INLINE void rotate_row(Vf (&row)[Vectors]) {
   static_assert((Vectors & -Vectors) == Vectors);
+  constexpr int kAcross = kSplit ? 2 : 1;  // from which stride on columns are vectors apart
+  mix<1, kAcross>(row);
   ASCEND_UNROLL
   for (Vf &x : row) x = butterflies(x);
-  mix(row);
+  mix<kAcross, Vectors>(row);
 }
 
 }  // namespace ascend

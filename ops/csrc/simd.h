@@ -29,6 +29,7 @@ typedef float Vf __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Vi __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t Vu __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Vh __attribute__((vector_size(2 * kLanes)));
+typedef uint16_t Vhh __attribute__((vector_size(4 * kLanes)));
 typedef int8_t Vb __attribute__((vector_size(kLanes)));
 
 ASCEND_INLINE void prefetch_l2(const void *p) { __builtin_prefetch(p, 0, 2); }
@@ -49,8 +50,11 @@ ASCEND_INLINE Vi splat(int32_t x) { return x - Vi{}; }
 namespace detail {
 struct LowBytes {
   uint8_t index[64] = {};
-  constexpr LowBytes() {
-    for (int i = 0; i < 64; ++i) index[i] = (uint8_t)(4 * i % 128);
+  // In turns: of the first integer of each vector, then of the second ones, and so on.
+  explicit constexpr LowBytes(bool in_turns) {
+    for (int i = 0; i < 64; ++i) {
+      index[i] = (uint8_t)(in_turns ? i % 2 * 64 + i / 2 * 4 % 64 : 4 * i % 128);
+    }
   }
 };
 }  // namespace detail
@@ -63,6 +67,12 @@ ASCEND_INLINE Vu widen_halves(Vh x) {
   return __builtin_convertvector(x, Vu);
 #endif
 }
+namespace detail {
+template <int Half, size_t... I>
+ASCEND_INLINE Vh half(Vhh x, std::index_sequence<I...>) {
+  return __builtin_shufflevector(x, x, ((int)I + Half * kLanes)...);
+}
+}  // namespace detail
 // The low halves; written out for the same reason.
 ASCEND_INLINE Vh narrow_to_halves(Vu x) {
 #if defined(__AVX512F__)
@@ -100,13 +110,13 @@ ASCEND_INLINE Vb narrow_to_bytes(Vf x) {
 #endif
 }
 
-// `Count` vectors side by side; the same rules.
-template <int Count>
+// `Count` vectors side by side; the same rules. kSplit: two vectors, of even and odd numbers.
+template <int Count, bool kSplit = false>
 ASCEND_INLINE void narrow(const Vf *x, char *out) {
 #if defined(__AVX512VBMI__)
   if constexpr (Count == 2) {
     // The low bytes of 32 integers. Shorter than narrowing each.
-    alignas(64) static constexpr detail::LowBytes kLowBytes;
+    alignas(64) static constexpr detail::LowBytes kLowBytes(kSplit);
     const __m512i codes =
         _mm512_permutex2var_epi8(_mm512_cvtps_epi32((__m512)x[0]), _mm512_load_si512(&kLowBytes),
                                  _mm512_cvtps_epi32((__m512)x[1]));
@@ -114,6 +124,7 @@ ASCEND_INLINE void narrow(const Vf *x, char *out) {
     return;
   }
 #endif
+  static_assert(!kSplit || Count == 2);
   for (int i = 0; i < Count; ++i) store(out + i * kLanes, narrow_to_bytes(x[i]));
 }
 
@@ -205,20 +216,34 @@ ASCEND_INLINE Vi lane_tokens() {
   return detail::lane_tokens<R>(LaneSequence{});
 }
 
-// Sums of kLanes vectors: lane i of the result is the sum of v[i]. Destroys v.
-template <int Unit = 1>
-ASCEND_INLINE Vf horizontal_sums(Vf *v) {
+// Combines the lanes of each of kLanes vectors: lane i of the result is that of v[i]. Destroys v.
+template <int Unit = 1, class Combine>
+ASCEND_INLINE Vf across_lanes(Vf *v, const Combine &combine) {
   if constexpr (Unit == kLanes) {
     return v[0];
   } else {
     constexpr int kCount = kLanes / Unit;
     ASCEND_UNROLL
     for (int i = 0; i < kCount / 2; ++i) {
-      v[i] = detail::half_of<Unit, 0>(v[2 * i], v[2 * i + 1], LaneSequence{}) +
-             detail::half_of<Unit, 1>(v[2 * i], v[2 * i + 1], LaneSequence{});
+      v[i] = combine(detail::half_of<Unit, 0>(v[2 * i], v[2 * i + 1], LaneSequence{}),
+                     detail::half_of<Unit, 1>(v[2 * i], v[2 * i + 1], LaneSequence{}));
     }
-    return horizontal_sums<2 * Unit>(v);
+    return across_lanes<2 * Unit>(v, combine);
   }
+}
+ASCEND_INLINE Vf horizontal_sums(Vf *v) {
+  return across_lanes(v, [](Vf a, Vf b) { return a + b; });
+}
+
+// Bit i: whether lane i is not zero.
+ASCEND_INLINE uint32_t lanes_where(Vi condition) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)condition, (__m512i)condition);
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= (uint32_t)(condition[i] != 0) << i;
+  return bits;
+#endif
 }
 
 // 2^r on [-1/2, 1/2]: minimax of degree 6, relative error 2e-9 before rounding, exactly 1 at 0.

@@ -10,7 +10,7 @@ keys: attention and MLP would compute what nobody reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +49,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlainStep:
-    """The same of a step in which every request had one row; taken apart when it is read.
+    """The same of a step in which every request had one row.
 
     Attributes:
         names: of the requests.
@@ -65,12 +65,27 @@ class PlainStep:
     slots: torch.Tensor
     following: torch.Tensor
 
-    def rows(self) -> Iterator[tuple[str, Rows]]:
-        """Yield the rows of each request."""
-        tensors = (self.tokens, self.positions, self.hidden, self.slots, self.following)
-        parts = zip(*(tensor.split(1) for tensor in tensors), strict=True)
-        for name, start, part in zip(self.names, self.starts, parts, strict=True):
-            yield name, Rows(start, *part)
+    def precedes(self, other: PlainStep) -> bool:
+        """Say whether the other is the next step of the same requests."""
+        return self.names == other.names and all(
+            start + 1 == later for start, later in zip(self.starts, other.starts, strict=True)
+        )
+
+
+def rows_of(steps: Sequence[PlainStep]) -> Iterator[tuple[str, Rows]]:
+    """Yield the rows of each request in steps that follow one another."""
+    first, last = steps[0], steps[-1]
+    tokens, positions, hidden, slots = (
+        torch.stack(parts, 1)  # [requests, steps, ...]
+        for parts in zip(
+            *((step.tokens, step.positions, step.hidden, step.slots) for step in steps), strict=True
+        )
+    )
+    for i, (name, start) in enumerate(zip(first.names, first.starts, strict=True)):
+        yield (
+            name,
+            Rows(start, tokens[i], positions[i], hidden[i], slots[i], last.following[i : i + 1]),
+        )
 
 
 class _KeysWrittenError(Exception):
@@ -205,9 +220,14 @@ class DeferredKeys:
 
     def _take_apart(self) -> None:
         """Give the rows of plain steps to their requests."""
-        for step in self._plain:
-            for name, rows in step.rows():
-                self._add(name, rows)
+        together: list[PlainStep] = []
+        for step in [*self._plain, None]:
+            if together and (step is None or not together[-1].precedes(step)):
+                for name, rows in rows_of(together):
+                    self._add(name, rows)
+                together = []
+            if step is not None:
+                together.append(step)
         self._plain.clear()
 
     def _crowded(self) -> bool:

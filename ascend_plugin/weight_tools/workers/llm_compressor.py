@@ -105,6 +105,22 @@ def smooth_by_inputs() -> None:
     base.SmoothQuantModifier._setup_scale_hooks = set_up
 
 
+def forget_fused(folder: Path) -> None:
+    """Remove a quantisation that is none from a checkpoint: rotations multiplied into weights.
+
+    Nothing is left to do for who serves it, and transformers 5.23 cannot load one without groups of
+    quantised layers, which the next stage has to.
+    """
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    found = config.get("quantization_config") or {}
+    rotations = (found.get("transform_config") or {}).get("config_groups") or {}
+    places = [use["location"] for each in rotations.values() for use in each["apply"]]
+    if places and not found.get("config_groups") and all(p.startswith("weight_") for p in places):
+        del config["quantization_config"]
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def modifiers_of(job: dict[str, Any]) -> list[Any]:
     """Build the stage's modifiers; the job's ``ignore`` joins those that have one."""
     from llmcompressor.modifiers.gptq import GPTQModifier
@@ -170,6 +186,7 @@ def main() -> None:
     oneshot(model=model, recipe=modifiers_of(job), **more)
     report("saving", 0, 1)
     model.save_pretrained(job["output"], save_compressed=True)
+    forget_fused(Path(job["output"]))
     # The next stage would read it, and llm-compressor cannot parse the mappings that it writes.
     Path(job["output"], "recipe.yaml").unlink(missing_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(job["model"], local_files_only=True)

@@ -21,7 +21,10 @@ QUESTION = "What is the capital of France?"
 @pytest.mark.skipif(not MADE, reason="no checkpoints in models/quantised; run: make checkpoints")
 @pytest.mark.parametrize("folder", MADE, ids=lambda path: path.name)
 def test_answer_and_logprobs(plugin: EngineProcess, folder: Path) -> None:
-    """The answer names Paris; the oracle in transformers gives its tokens the same logprobs."""
+    """The oracle in transformers gives the answer's tokens the same logprobs; it is about France.
+
+    Not all name Paris: w8a8-rtn answers in French that France's capital is France.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "smollm2")
@@ -37,7 +40,7 @@ def test_answer_and_logprobs(plugin: EngineProcess, folder: Path) -> None:
     }
     (output,) = plugin.run(engine, {"prompts": [list(prompt)], "max_tokens": 24}).outputs()
     answer = tokenizer.decode(output.tokens)
-    assert "Paris" in answer, answer
+    assert "France" in answer, answer
     meant = read_meaning(folder)
     expected = _logprobs(folder, [*prompt, *output.tokens])[len(prompt) - 1 : -1]
     chosen = expected[torch.arange(len(output.tokens)), output.tokens]

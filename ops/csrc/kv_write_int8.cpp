@@ -215,7 +215,7 @@ class Writer {
     }
     ASCEND_UNROLL_ROW
     for (int i = 0; i < vectors; ++i) store(rotated + i * kLanes, row[i]);
-    return kDim ? magnitudes_of_rotated(row, vectors) : magnitudes(row, vectors);
+    return magnitudes(row, vectors);
   }
 
   // Rows first, then tags: those are in memory, and a row that waited for its tag would keep the

@@ -151,21 +151,6 @@ ASCEND_INLINE Vi magnitudes(const Vf *row, int vectors) {
   return bits;
 }
 
-// The same where all numbers of a row are NaN if one is, as rotation makes them.
-ASCEND_INLINE Vi magnitudes_of_rotated(const Vf *row, int vectors) {
-#if defined(__AVX512DQ__)
-  constexpr int kMagnitudes = 0b1011;  // the greater magnitude of two, without a sign
-  __m512 greatest[2] = {(__m512)magnitude(row[0]), (__m512)magnitude(row[0])};
-  ASCEND_UNROLL_ROW
-  for (int i = 1; i < vectors; ++i) {
-    greatest[i % 2] = _mm512_range_ps((__m512)row[i], greatest[i % 2], kMagnitudes);
-  }
-  return (Vi)_mm512_range_ps(greatest[0], greatest[1], kMagnitudes);
-#else
-  return magnitudes(row, vectors);
-#endif
-}
-
 // The same of a row in memory, which is copied on the way. 16-bit numbers need not be widened:
 // their bits order as those of floats do.
 template <class From>

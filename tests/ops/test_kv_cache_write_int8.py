@@ -15,6 +15,7 @@ from int8_pages import PATCHED, STATIC, VARIANTS, Int8
 from strategies import BLOCK_SIZES, DTYPES, HEAD_DIMS
 
 from ascend_plugin.ops.kv_cache_write import kv_cache_write
+from ascend_plugin.ops.quantise import rotate
 
 BLOCKS = 4
 
@@ -199,6 +200,20 @@ def test_rows_of_extreme_size(implementation: str, variant: str) -> None:
     key, value, slots = _tensors(write)
     key, value = (rows.clamp(-1, 1) * sizes[:, None, None] for rows in (key, value))
     _check(write, (key, value, slots), Int8(write.int8.page, (0.5, 0.5)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rotation_that_overflows(implementation: str, dtype: torch.dtype) -> None:
+    """Sums leave the range and cancel: NaN beside finite numbers, and no infinity to show it."""
+    write = Write("c8d", tokens=1, kv_heads=1, head_dim=128, dtype=dtype)
+    key, value, slots = _tensors(write)
+    key.zero_()
+    key[..., ::16] = 2e38 * torch.tensor([1, 1, 1, 1, 1, 1, -1, -1], dtype=dtype)
+    rotated = rotate(key.float())
+    assert bool(rotated.isnan().any())
+    assert not bool(rotated.isinf().any())
+    assert bool(rotated.isfinite().any())
+    _check(write, (key, value, slots), Int8(write.int8.page))
 
 
 def test_codes_round_to_nearest_even_and_never_reach_minus_128(implementation: str) -> None:

@@ -21,7 +21,7 @@ QUESTION = "What is the capital of France?"
 @pytest.mark.skipif(not MADE, reason="no checkpoints in models/quantised; run: make checkpoints")
 @pytest.mark.parametrize("folder", MADE, ids=lambda path: path.name)
 def test_answer_and_logprobs(plugin: EngineProcess, folder: Path) -> None:
-    """The oracle in transformers gives the answer's tokens the same logprobs; it is about France.
+    """An oracle in transformers gives the answer's tokens the same logprobs; it is about France.
 
     Not all name Paris: w8a8-rtn answers in French that France's capital is France.
     """
@@ -41,29 +41,57 @@ def test_answer_and_logprobs(plugin: EngineProcess, folder: Path) -> None:
     (output,) = plugin.run(engine, {"prompts": [list(prompt)], "max_tokens": 24}).outputs()
     answer = tokenizer.decode(output.tokens)
     assert "France" in answer, answer
-    meant = read_meaning(folder)
-    expected = _logprobs(folder, [*prompt, *output.tokens])[len(prompt) - 1 : -1]
-    chosen = expected[torch.arange(len(output.tokens)), output.tokens]
-    off = float((chosen - torch.tensor(output.logprobs)).abs().max())
-    assert off < (0.5 if meant.fakes or meant.kv_scales else 0.02), off
+    oracle = _Oracle(folder, [*prompt, *output.tokens], len(output.tokens))
+    off = (oracle.logprobs() - torch.tensor(output.logprobs)).abs()
+    if not oracle.quantises_inputs:
+        assert float(off.max()) < 0.02, off
+        return
+    # Codes of inputs turn one rounding error into a step of 1/127, and that into others: after 30
+    # layers two right answers are as far apart as two roundings of the oracle's own embeddings.
+    allowed = 2 * max(float(oracle.sensitivity(seed).mean()) for seed in range(3))
+    assert float(off.mean()) < allowed, (off, allowed)
 
 
-def _logprobs(folder: Path, tokens: list[int]) -> torch.Tensor:
-    """Return what transformers computes with the oracle's weights, and inputs quantised by it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+class _Oracle:
+    """transformers with the weights that the oracle reads, and inputs quantised by it.
 
-    meant = read_meaning(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("quantization_config", None)
-    model = LlamaForCausalLM(LlamaConfig(**config)).float()
-    weights = {name: weight.float() for name, weight in meant.weights.items()}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    assert not unexpected
-    assert set(missing) <= {"lm_head.weight"}
-    model.tie_weights()
-    for module, fake in meant.fakes.items():
-        model.get_submodule(module).register_forward_pre_hook(
-            lambda _, args, fake=fake: (fake(args[0]).float(), *args[1:])
-        )
-    with torch.no_grad():
-        return model.eval()(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+    Args:
+        folder: the checkpoint.
+        tokens: a prompt and its answer.
+        answered: how many of them are the answer.
+    """
+
+    def __init__(self, folder: Path, tokens: list[int], answered: int) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        meant = read_meaning(folder)
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("quantization_config", None)
+        self._model = LlamaForCausalLM(LlamaConfig(**config)).float().eval()
+        weights = {name: weight.float() for name, weight in meant.weights.items()}
+        missing, unexpected = self._model.load_state_dict(weights, strict=False)
+        assert not unexpected
+        assert set(missing) <= {"lm_head.weight"}
+        self._model.tie_weights()
+        for module, fake in meant.fakes.items():
+            self._model.get_submodule(module).register_forward_pre_hook(
+                lambda _, args, fake=fake: (fake(args[0]).float(), *args[1:])
+            )
+        self._tokens = torch.tensor(tokens)
+        self._answered = answered
+        self.quantises_inputs = bool(meant.fakes or meant.kv_scales)
+
+    @torch.no_grad()
+    def logprobs(self, seed: int | None = None) -> torch.Tensor:
+        """Return the logprobs of the answer's tokens; a seed rounds the embeddings."""
+        embeddings = self._model.get_input_embeddings()(self._tokens)
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+            embeddings *= 1 + 1e-6 * torch.randn(embeddings.shape, generator=generator)
+        logits = self._model(inputs_embeds=embeddings[None]).logits[0]
+        at = logits[-self._answered - 1 : -1].log_softmax(-1)
+        return at.gather(-1, self._tokens[-self._answered :, None]).squeeze(-1)
+
+    def sensitivity(self, seed: int) -> torch.Tensor:
+        """Return by how much logprobs change when embeddings are rounded differently."""
+        return (self.logprobs(seed) - self.logprobs()).abs()

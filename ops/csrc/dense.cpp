@@ -26,10 +26,10 @@ class DensePanel {
         chunks_((args.n + chunk_ - 1) / chunk_) {}
 
   void run() const {
-    std::atomic<int64_t> next{0};
+    Numbers chunks(chunks_, a_.num_threads);
     const bool serial = a_.num_threads <= 1 || rows_ * a_.n * a_.k <= kSerialProducts;
 #pragma omp parallel num_threads(a_.num_threads) if (!serial)
-    take_chunks(next);
+    take_chunks(Numbers::Taker(chunks, omp_get_thread_num()));
   }
 
  private:
@@ -42,9 +42,9 @@ class DensePanel {
 
   // A chunk is claimed before the one in front of it is finished, so that its first weights can be
   // fetched meanwhile.
-  void take_chunks(std::atomic<int64_t> &next) const {
-    for (int64_t chunk = next++, following; chunk < chunks_; chunk = following) {
-      following = next++;
+  void take_chunks(Numbers::Taker chunks) const {
+    for (int64_t chunk = chunks.take(), following; chunk < chunks_; chunk = following) {
+      following = chunks.take();
       const int64_t first = chunk * chunk_, last = std::min<int64_t>(a_.n, first + chunk_);
       for (int64_t column = first; column < last; column += kTileColumns) {
         const int64_t after = column + kTileColumns;

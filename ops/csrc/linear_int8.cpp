@@ -6,7 +6,7 @@
 namespace ascend {
 namespace {
 
-using BlockFunction = void (*)(const char *, const void *, int64_t, int32_t *);
+using BlockFunction = void (*)(const char *, const void *, int64_t, bool, int32_t *);
 
 #if defined(__AVX512F__)
 constexpr int kSizes[] = {12, 8, 6, 4, 3, 2, 1};
@@ -20,6 +20,10 @@ constexpr int kSizeCount = sizeof kSizes / sizeof *kSizes;
 constexpr int kRowsAtOnce = 768;
 constexpr int64_t kSliceWords = 256;  // of k, that all panels are multiplied over before the next
 constexpr int64_t kMaxChunk = 8;
+// Of a thread: the last one that works leaves others without work for one part's time.
+constexpr int64_t kParts = 96;
+constexpr int64_t kPanelsOfPart = 4;        // or more
+constexpr int64_t kGroupBytes = 512 << 10;  // of panels, so that they stay in a thread's cache
 
 class Int8Product {
  public:
@@ -32,14 +36,16 @@ class Int8Product {
         words_((args.k + 3) / 4),
         blocks_((args.n + kBlockColumns - 1) / kBlockColumns),
         chunk_(std::max<int64_t>(1, std::min(kMaxChunk, blocks_ / (args.num_threads * 6)))),
-        panels_(make_panels(rows, kSizes, kSizeCount, words_ * Int8Products::kPerWord)) {}
+        panels_(make_panels(rows, kSizes, kSizeCount, words_ * Int8Products::kPerWord)),
+        groups_(groups_of(args.num_threads)) {}
 
   void run() {
     static thread_local Scratch panel_scratch;
     padded_rows_ = panels_.back().first + panels_.back().rows;
     data_ = panel_scratch.get<Element>(padded_rows_ * words_ * Int8Products::kPerWord);
     share(
-        panels_, (blocks_ + chunk_ - 1) / chunk_, a_.num_threads, (int64_t)rows_ * a_.n * a_.k,
+        panels_, (blocks_ * groups_ + chunk_ - 1) / chunk_, a_.num_threads,
+        (int64_t)rows_ * a_.n * a_.k,
         [this](const Panel &panel) {
           Int8Panel::fill(panel, a_.x + first_row_ * a_.x_stride, a_.x_stride, rows_, a_.k,
                           data_ + panel.offset);
@@ -48,53 +54,87 @@ class Int8Product {
   }
 
  private:
+  // Groups of panels: threads have their own, where there are enough.
+  int64_t groups_of(int threads) const {
+    const int64_t parts = threads * kParts, bytes = panels_.back().offset * sizeof(Element);
+    const int64_t wanted = std::max({(int64_t)threads, parts / blocks_, bytes / kGroupBytes});
+    return std::max<int64_t>(1, std::min<int64_t>(wanted, panels_.size() / kPanelsOfPart));
+  }
+
+  // What turns the sums of a block's columns into results.
+  struct Columns {
+    int64_t first;
+    int count;
+    const int32_t *sums;  // of the weights
+    alignas(64) int32_t shift[kBlockColumns] = {};
+    alignas(64) float scale[kBlockColumns] = {};
+    alignas(64) float bias[kBlockColumns] = {};
+  };
+
+  // A chunk of parts; a part is a block of columns and a group of panels, whose parts follow each
+  // other.
   void work(int64_t chunk) const {
-    static thread_local Scratch scratch;
-    const int64_t count = padded_rows_ * kBlockColumns;
-    int32_t *totals = scratch.get<int32_t>(count);
-    const int64_t last = std::min(blocks_, (chunk + 1) * chunk_);
-    for (int64_t block = chunk * chunk_; block < last; ++block) {
-      memset(totals, 0, sizeof(int32_t) * count);
-      multiply((const char *)a_.weights + block * words_ * 4 * kBlockColumns, totals);
-      finish(block, totals);
+    const int64_t last = std::min(blocks_ * groups_, (chunk + 1) * chunk_);
+    for (int64_t part = chunk * chunk_; part < last; ++part) {
+      with_element(a_.dtype, [&](auto element) {
+        multiply<decltype(element)>(part % blocks_, part / blocks_);
+      });
     }
   }
 
-  void multiply(const char *weights, int32_t *totals) const {
-    const int64_t depth = panels_.size() > 1 ? kSliceWords : words_;
+  template <class E>
+  void multiply(int64_t block, int64_t group) const {
+    static thread_local Scratch scratch;
+    int32_t *totals = scratch.get<int32_t>(padded_rows_ * kBlockColumns);
+    const char *weights = (const char *)a_.weights + block * words_ * 4 * kBlockColumns;
+    const Columns columns = columns_of(block);
+    const int64_t panels = panels_.size(), depth = panels > 1 ? kSliceWords : words_;
     for (int64_t w = 0; w < words_; w += depth) {
       const int64_t count = std::min(depth, words_ - w);
-      for (const Panel &panel : panels_) {
+      for (int64_t p = group * panels / groups_; p < (group + 1) * panels / groups_; ++p) {
+        const Panel &panel = panels_[p];
         const BlockFunction run =
             kBlocks[std::find(kSizes, kSizes + kSizeCount, panel.rows) - kSizes];
+        int32_t *sums = totals + panel.first * kBlockColumns;
         run(weights + w * 4 * kBlockColumns,
-            data_ + panel.offset + w * panel.rows * Int8Products::kPerWord, count,
-            totals + panel.first * kBlockColumns);
+            data_ + panel.offset + w * panel.rows * Int8Products::kPerWord, count, w == 0, sums);
+        // At once, while the sums are in the nearest cache.
+        if (w + count == words_) finish<E>(panel, columns, sums);
       }
     }
   }
 
-  void finish(int64_t block, const int32_t *totals) const {
-    const int64_t column = block * kBlockColumns;
-    const int count = (int)std::min<int64_t>(kBlockColumns, a_.n - column);
-    alignas(64) float scale[kBlockColumns] = {}, bias[kBlockColumns] = {}, row[kBlockColumns];
-    alignas(64) int32_t quant_bias[kBlockColumns] = {};
-    memcpy(scale, a_.weight_scale + column, sizeof(float) * count);
-    if (a_.bias) widen_row(a_.bias_dtype, a_.bias, column, count, bias);
-    if (a_.quant_bias) memcpy(quant_bias, a_.quant_bias + column, sizeof(int32_t) * count);
-    for (int r = 0; r < rows_; ++r) {
-      const int64_t number = first_row_ + r;
+  Columns columns_of(int64_t block) const {
+    Columns columns;
+    columns.first = block * kBlockColumns;
+    columns.count = (int)std::min<int64_t>(kBlockColumns, a_.n - columns.first);
+    columns.sums = a_.column_sums + columns.first;
+    memcpy(columns.scale, a_.weight_scale + columns.first, sizeof(float) * columns.count);
+    if (a_.bias) widen_row(a_.bias_dtype, a_.bias, columns.first, columns.count, columns.bias);
+    if (a_.quant_bias) {
+      memcpy(columns.shift, a_.quant_bias + columns.first, sizeof(int32_t) * columns.count);
+    }
+    for (int c = 0; c < columns.count; ++c) {
+      columns.shift[c] -= columns.sums[c] * Int8Products::kShift;
+    }
+    return columns;
+  }
+
+  template <class E>
+  void finish(const Panel &panel, const Columns &columns, const int32_t *totals) const {
+    const int rows = std::min(panel.rows, rows_ - panel.first);
+    auto *out = (typename E::Storage *)a_.out + columns.first;
+    for (int r = 0; r < rows; ++r) {
+      const int64_t number = first_row_ + panel.first + r;
       const float x_scale = a_.x_scale[a_.scale_per_row ? number : 0];
-      int32_t zero = Int8Products::kShift;
-      if (a_.x_zero) zero += a_.x_zero[a_.zero_per_row ? number : 0];
-      for (int c = 0; c < kBlockColumns; c += kLanes) {
-        const Vi sums = load<Vi>(a_.column_sums + column + c);
-        const Vi exact = load<Vi>(totals + r * kBlockColumns + c) - sums * splat(zero) +
-                         load<Vi>(quant_bias + c);
-        const Vf value = __builtin_convertvector(exact, Vf) * (load<Vf>(scale + c) * x_scale);
-        store(row + c, value + load<Vf>(bias + c));
+      const int32_t zero = a_.x_zero ? a_.x_zero[a_.zero_per_row ? number : 0] : 0;
+      for (int c = 0; c < columns.count; c += kLanes) {
+        Vi exact = load<Vi>(totals + r * kBlockColumns + c) + load<Vi>(columns.shift + c);
+        if (zero) exact -= load<Vi>(columns.sums + c) * splat(zero);
+        const Vf scale = load<Vf>(columns.scale + c) * x_scale;
+        const Vf value = __builtin_convertvector(exact, Vf) * scale + load<Vf>(columns.bias + c);
+        store_lanes<E>(value, out + number * a_.out_stride + c, columns.count - c);
       }
-      round_row(a_.dtype, row, count, a_.out, number * a_.out_stride + column);
     }
   }
 
@@ -102,6 +142,7 @@ class Int8Product {
   const int first_row_, rows_;
   const int64_t words_, blocks_, chunk_;
   const std::vector<Panel> panels_;
+  const int64_t groups_;
   int64_t padded_rows_ = 0;
   Element *data_ = nullptr;
 };

@@ -12,10 +12,12 @@ namespace ascend {
 struct Int8Products {
   using Element = uint32_t;
   static constexpr int kPerWord = 1, kShift = 128;
+  // Added to four bytes by flipping their signs; vpdpbusd wants one operand unsigned.
+  static constexpr uint32_t kShiftOfWord = 0x80808080u;
   static ASCEND_INLINE void encode(const int8_t *x, Element *out) {
     uint32_t word;
     memcpy(&word, x, 4);
-    *out = word ^ 0x80808080u;  // unsigned, as vpdpbusd wants one operand
+    *out = word ^ kShiftOfWord;
   }
   static ASCEND_INLINE Vi multiply(Vi acc, Vi word, const Element *x) {
     return (Vi)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32((int)*x), (__m512i)word);
@@ -61,28 +63,50 @@ struct Int8Panel {
 
   static void fill(const Panel &panel, const int8_t *x, int64_t stride, int m, int64_t k,
                    Element *out) {
-    constexpr int kPerWord = Int8Products::kPerWord;
     const int64_t words = (k + 3) / 4;
-    for (int r = 0; r < panel.rows; ++r) {
-      const int row = panel.first + r;
-      Element *to = out + r * kPerWord;
-      for (int64_t w = 0; w < words; ++w, to += panel.rows * kPerWord) {
-        int8_t four[4] = {};
-        const int64_t count = row < m ? std::min<int64_t>(4, k - 4 * w) : 0;
-        if (count == 4) {
-          Int8Products::encode(x + row * stride + 4 * w, to);
-          continue;
-        }
-        for (int64_t i = 0; i < count; ++i) four[i] = x[row * stride + 4 * w + i];
-        Int8Products::encode(four, to);
+    int r = 0;
+#if defined(__AVX512VNNI__)
+    for (; r + 4 <= panel.rows && panel.first + r + 4 <= m; r += 4) {
+      const int8_t *rows = x + (panel.first + r) * stride;
+      const int64_t turned = turn_rows((const char *)rows, stride, k / 4, panel.rows, out + r,
+                                       [](auto four) { return four ^ Int8Products::kShiftOfWord; });
+      for (int j = 0; j < 4; ++j) {
+        fill_row(panel, r + j, rows + j * stride, {turned, words, k}, out);
       }
+    }
+#endif
+    for (; r < panel.rows; ++r) {
+      const int row = panel.first + r;
+      fill_row(panel, r, x + row * stride, {0, words, row < m ? k : 0}, out);
+    }
+  }
+
+ private:
+  // Words [begin, end) of a row with so many numbers.
+  struct Words {
+    int64_t begin, end, numbers;
+  };
+  static void fill_row(const Panel &panel, int r, const int8_t *row, const Words &words,
+                       Element *out) {
+    Element *to = out + (words.begin * panel.rows + r) * Int8Products::kPerWord;
+    for (int64_t w = words.begin; w < words.end; ++w, to += panel.rows * Int8Products::kPerWord) {
+      int8_t four[4] = {};
+      const int64_t count = std::min<int64_t>(4, words.numbers - 4 * w);
+      if (count == 4) {
+        Int8Products::encode(row + 4 * w, to);
+        continue;
+      }
+      for (int64_t i = 0; i < count; ++i) four[i] = row[4 * w + i];
+      Int8Products::encode(four, to);
     }
   }
 };
 
-// totals [R][32] += rows of a panel times a block of columns, `words` words of k.
+// totals [R][32]: rows of a panel times a block of columns, `words` words of k. Added to what is
+// there, or, if these are the first words, instead of it.
 template <int R>
-void int8_block(const char *weights, const void *panel, int64_t words, int32_t *totals) {
+void int8_block(const char *weights, const void *panel, int64_t words, bool begins,
+                int32_t *totals) {
   constexpr int kPerWord = Int8Products::kPerWord, kVectors = 2;
   for (int first = 0; first < kBlockColumns / kLanes; first += kVectors) {
     const auto *x = (const Int8Panel::Element *)panel;
@@ -112,7 +136,7 @@ void int8_block(const char *weights, const void *panel, int64_t words, int32_t *
       ASCEND_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         int32_t *total = totals + r * kBlockColumns + (first + v) * kLanes;
-        store(total, load<Vi>(total) + acc[r][v]);
+        store(total, begins ? acc[r][v] : load<Vi>(total) + acc[r][v]);
       }
     }
   }

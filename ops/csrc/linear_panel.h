@@ -66,6 +66,29 @@ inline std::vector<Panel> make_panels(int rows, const int *sizes, int count, int
   return panels;
 }
 
+// `words` words of four rows, turned in registers: word w of row j goes to out[w * panel_rows + j].
+// Returns how many of the words were; whole fours are. stride: bytes.
+template <class Change>
+int64_t turn_rows(const char *rows, int64_t stride, int64_t words, int panel_rows, uint32_t *out,
+                  const Change &change) {
+  typedef uint32_t Words __attribute__((vector_size(16)));
+  int64_t w = 0;
+  for (; w + 4 <= words; w += 4) {
+    Words v[4];
+    for (int j = 0; j < 4; ++j) v[j] = change(load<Words>(rows + j * stride + 4 * w));
+    const Words low01 = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5);
+    const Words high01 = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
+    const Words low23 = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5);
+    const Words high23 = __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
+    const Words turned[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
+                             __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                             __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                             __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+    for (int j = 0; j < 4; ++j) store(out + (w + j) * panel_rows, turned[j]);
+  }
+  return w;
+}
+
 // A range of k, and where the numbers in it end: what follows is padding.
 constexpr int64_t kPartDepth = 256;
 struct Part {
@@ -118,25 +141,14 @@ struct Bf16Panel {
   static uint16_t *at(uint16_t *out, const Panel &panel, int r, int64_t k) {
     return out + (k / 2 * panel.rows + r) * 2 + k % 2;
   }
-  // Four rows at once, 4 pairs by 4 rows turned in registers.
+  // Four rows at once.
   static void copy_rows(const Panel &panel, int r, const uint16_t *rows, int64_t stride,
                         const Part &part, uint16_t *out) {
-    typedef uint32_t Pairs __attribute__((vector_size(16)));
-    int64_t i = part.begin;
-    for (; i + 8 <= part.numbers; i += 8) {
-      Pairs v[4];
-      for (int j = 0; j < 4; ++j) memcpy(&v[j], rows + j * stride + i, 16);
-      const Pairs low01 = __builtin_shufflevector(v[0], v[1], 0, 4, 1, 5);
-      const Pairs high01 = __builtin_shufflevector(v[0], v[1], 2, 6, 3, 7);
-      const Pairs low23 = __builtin_shufflevector(v[2], v[3], 0, 4, 1, 5);
-      const Pairs high23 = __builtin_shufflevector(v[2], v[3], 2, 6, 3, 7);
-      const Pairs turned[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5),
-                               __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
-                               __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
-                               __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
-      for (int j = 0; j < 4; ++j) memcpy(at(out, panel, r, i + 2 * j), &turned[j], 16);
-    }
-    const Part rest{i, part.end, part.numbers};
+    const int64_t pairs = std::max<int64_t>(0, part.numbers - part.begin) / 2;
+    const int64_t turned =
+        turn_rows((const char *)(rows + part.begin), 2 * stride, pairs, panel.rows,
+                  (uint32_t *)at(out, panel, r, part.begin), [](auto words) { return words; });
+    const Part rest{part.begin + 2 * turned, part.end, part.numbers};
     for (int j = 0; j < 4; ++j) copy_row(panel, r + j, rows + j * stride, rest, out);
   }
   static void copy_row(const Panel &panel, int r, const uint16_t *row, const Part &part,

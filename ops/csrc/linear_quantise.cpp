@@ -2,6 +2,7 @@
 // that are known before. The arithmetic of ops/dynamic_quant and ops/static_quant, to the bit.
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "element.h"
 #include "quantise.h"
@@ -10,31 +11,62 @@ namespace ascend {
 namespace {
 
 constexpr int64_t kSerialElements = 16 << 10;
-constexpr int kPart = 512;  // columns that are widened at once
 
-// Up to kPart columns from `k` of a row, padded with 0 to whole vectors; returns how many.
-template <class Args>
-int widen_part(const Args &a, int64_t row, int64_t k, float *part) {
-  const int count = (int)std::min<int64_t>(kPart, a.k - k);
-  widen_row(a.dtype, a.x, row * a.x_stride + k, count, part);
-  for (int i = count; i % kLanes; ++i) part[i] = 0.0f;
-  return count;
+template <class E>
+const typename E::Storage *elements(const void *x, int64_t offset) {
+  return (const typename E::Storage *)x + offset;
 }
 
-// Codes of a row: `code` of its elements, from `least` to 127.
-template <class Args, class Code>
-void encode_row(const Args &a, int64_t row, float least, const Code &code) {
-  int8_t *codes = a.codes + row * a.k;
-  float part[kPart];
-  char bytes[kPart];
-  for (int64_t k = 0; k < a.k; k += kPart) {
-    const int count = widen_part(a, row, k, part);
-    for (int i = 0; i < count; i += kLanes) {
-      const Vf inside = vmax(splat(least), vmin(splat(127.0f), code(load<Vf>(part + i))));
-      store(bytes + i, narrow_to_bytes(inside));
-    }
-    memcpy(codes + k, bytes, count);
+// Codes of k elements: code(x) is within [-128, 127], or NaN.
+template <class E, class Code>
+ASCEND_INLINE void encode(const typename E::Storage *x, int64_t k, int8_t *codes,
+                          const Code &code) {
+#if defined(__AVX512VBMI__)
+  constexpr bool kSplit = E::kDtype == ASCEND_BFLOAT16;
+#else
+  constexpr bool kSplit = false;
+#endif
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= k; i += 2 * kLanes) {
+    Vf pair[2];
+    widen_vectors<E, kSplit>((const char *)(x + i), 2, pair);
+    pair[0] = code(pair[0]);
+    pair[1] = code(pair[1]);
+    narrow<2, kSplit>(pair, (char *)codes + i);
   }
+  for (; i < k; i += kLanes) {
+    const Vb bytes = narrow_to_bytes(code(load_lanes<E>(x + i, k - i)));
+    memcpy(codes + i, &bytes, std::min<int64_t>(kLanes, k - i));
+  }
+}
+
+// The greatest magnitude of k elements, or what is not finite: as integers, magnitudes order as
+// they do as numbers, with infinity and NaN on top.
+template <class E>
+float greatest_magnitude(const typename E::Storage *x, int64_t k) {
+  constexpr bool kWide = sizeof *x == 4;
+  using V = std::conditional_t<kWide, Vi, Vhh>;
+  constexpr int kCount = sizeof(V) / sizeof *x, kVectors = 4;
+  const V magnitude = V{} + (kWide ? 0x7fffffff : 0x7fff);
+  V greatest[kVectors] = {};  // several: one would wait for itself
+  int64_t i = 0;
+  for (; i + kVectors * kCount <= k; i += kVectors * kCount) {
+    ASCEND_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      greatest[v] = greater(greatest[v], load<V>(x + i + v * kCount) & magnitude);
+    }
+  }
+  for (; i < k; i += kCount) {
+    V rest{};
+    memcpy(&rest, x + i, sizeof *x * std::min<int64_t>(kCount, k - i));
+    greatest[0] = greater(greatest[0], rest & magnitude);
+  }
+  for (int v = 1; v < kVectors; ++v) greatest[0] = greater(greatest[0], greatest[v]);
+  auto most = greatest[0][0];
+  for (int lane = 1; lane < kCount; ++lane) most = std::max(most, greatest[0][lane]);
+  typename E::Storage bits;
+  memcpy(&bits, &most, sizeof bits);
+  return E::widen(bits);
 }
 
 struct Range {
@@ -42,53 +74,55 @@ struct Range {
   bool finite = true;
 };
 
-class Quantiser {
- public:
-  explicit Quantiser(const ascend_quantise_args &args) : a_(args) {}
-
-  void row(int64_t number) const {
-    const Range range = find_range(number);
-    const bool symmetric = !a_.zeros;
-    const float greatest = std::max(range.high, -range.low);
-    const float wanted = symmetric ? greatest / 127.0f : range.high / 255.0f - range.low / 255.0f;
-    const float inverse = range.finite ? inverse_of(wanted) : 0.0f;
-    const float scale = inverse == 0.0f ? 0.0f : wanted;
-    a_.scales[number] = range.finite ? scale : std::numeric_limits<float>::quiet_NaN();
-    float zero = 0.0f;
-    if (!symmetric) {
-      zero = range.finite ? -128.0f - std::nearbyint(range.low * inverse) : 0.0f;
-      a_.zeros[number] = (int32_t)zero;
-    }
-    // What is not finite has the inverse 0, and becomes NaN here: narrow_to_bytes gives 0.
-    encode_row(a_, number, symmetric ? -127.0f : -128.0f,
-               [&](Vf x) { return round_to_integer(rounded(x * inverse)) + zero; });
+template <class E>
+Range find_range(const typename E::Storage *x, int64_t k) {
+  Vf low{}, high{};
+  Vi odd{};  // lanes that saw something not finite
+  for (int64_t i = 0; i < k; i += kLanes) {
+    const Vf v = load_lanes<E>(x + i, k - i);
+    low = vmin(v, low);
+    high = vmax(v, high);
+    odd |= (Vi)(((Vi)v & 0x7f800000) == 0x7f800000);
   }
-
- private:
-  Range find_range(int64_t number) const {
-    Vf low{}, high{};
-    Vi odd{};  // lanes that saw something not finite
-    float part[kPart];
-    for (int64_t k = 0; k < a_.k; k += kPart) {
-      const int count = widen_part(a_, number, k, part);
-      for (int i = 0; i < count; i += kLanes) {
-        const Vf x = load<Vf>(part + i);
-        low = vmin(x, low);
-        high = vmax(x, high);
-        odd |= (Vi)(((Vi)x & 0x7f800000) == 0x7f800000);
-      }
-    }
-    Range range;
-    for (int i = 0; i < kLanes; ++i) {
-      range.low = std::min(range.low, low[i]);
-      range.high = std::max(range.high, high[i]);
-      range.finite = range.finite && !odd[i];
-    }
-    return range;
+  Range range;
+  for (int i = 0; i < kLanes; ++i) {
+    range.low = std::min(range.low, low[i]);
+    range.high = std::max(range.high, high[i]);
+    range.finite = range.finite && !odd[i];
   }
+  return range;
+}
 
-  const ascend_quantise_args &a_;
+// A step between codes, and how many go into 1; of rows that are not finite NaN and 0.
+struct Step {
+  float scale, inverse;
+  Step(float wanted, bool finite) {
+    inverse = finite ? inverse_of(wanted) : 0.0f;
+    scale = !finite ? std::numeric_limits<float>::quiet_NaN() : inverse == 0.0f ? 0.0f : wanted;
+  }
 };
+
+// What is not finite has the inverse 0, and becomes NaN here: its code is 0.
+template <class E>
+void quantise_row(const ascend_quantise_args &a, int64_t row) {
+  const auto *x = elements<E>(a.x, row * a.x_stride);
+  int8_t *codes = a.codes + row * a.k;
+  if (!a.zeros) {
+    const float greatest = greatest_magnitude<E>(x, a.k);
+    const Step step(greatest / 127.0f, std::isfinite(greatest));
+    a.scales[row] = step.scale;
+    return encode<E>(x, a.k, codes, [&](Vf v) { return v * step.inverse; });
+  }
+  const Range range = find_range<E>(x, a.k);
+  const Step step(range.high / 255.0f - range.low / 255.0f, range.finite);
+  const float zero = range.finite ? -128.0f - std::nearbyint(range.low * step.inverse) : 0.0f;
+  a.scales[row] = step.scale;
+  a.zeros[row] = (int32_t)zero;
+  encode<E>(x, a.k, codes, [&](Vf v) {
+    const Vf code = round_to_integer(rounded(v * step.inverse)) + zero;
+    return vmax(splat(-128.0f), vmin(splat(127.0f), code));
+  });
+}
 
 float number_at(int dtype, const void *source) {
   float number;
@@ -96,9 +130,12 @@ float number_at(int dtype, const void *source) {
   return number;
 }
 
+template <class E>
 void encode_static(const ascend_static_quantise_args &a, int64_t row, float factor, float zero) {
-  // Clamped to whole numbers before it is rounded to one: the order does not matter.
-  encode_row(a, row, -128.0f, [&](Vf x) { return rounded(x * factor) + zero; });
+  encode<E>(elements<E>(a.x, row * a.x_stride), a.k, a.codes + row * a.k, [&](Vf v) {
+    // Clamped to whole numbers before it is rounded to one: the order does not matter.
+    return vmax(splat(-128.0f), vmin(splat(127.0f), rounded(v * factor) + zero));
+  });
 }
 
 // Runs `row` for each of m rows of k columns, on threads where that pays.
@@ -115,8 +152,11 @@ void for_rows(int64_t m, int64_t k, int num_threads, const Row &row) {
 extern "C" int ascend_cpu_quantise(const ascend_quantise_args *args) {
   using namespace ascend;
   if (args->k <= 0 || !is_float(args->dtype)) return ASCEND_UNSUPPORTED;
-  const Quantiser quantiser(*args);
-  for_rows(args->m, args->k, args->num_threads, [&](int64_t row) { quantiser.row(row); });
+  with_element(args->dtype, [&](auto element) {
+    using E = decltype(element);
+    for_rows(args->m, args->k, args->num_threads,
+             [&](int64_t row) { quantise_row<E>(*args, row); });
+  });
   return ASCEND_OK;
 }
 
@@ -127,7 +167,10 @@ extern "C" int ascend_cpu_static_quantise(const ascend_static_quantise_args *arg
   }
   const float factor = number_at(args->number_dtype, args->factor);
   const float zero = number_at(args->number_dtype, args->zero);
-  for_rows(args->m, args->k, args->num_threads,
-           [&](int64_t row) { encode_static(*args, row, factor, zero); });
+  with_element(args->dtype, [&](auto element) {
+    using E = decltype(element);
+    for_rows(args->m, args->k, args->num_threads,
+             [&](int64_t row) { encode_static<E>(*args, row, factor, zero); });
+  });
   return ASCEND_OK;
 }

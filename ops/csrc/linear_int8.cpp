@@ -22,8 +22,8 @@ constexpr int64_t kSliceWords = 256;  // of k, that all panels are multiplied ov
 constexpr int64_t kMaxChunk = 8;
 // Of a thread: the last one that works leaves others without work for one part's time.
 constexpr int64_t kParts = 96;
-constexpr int64_t kPanelsOfPart = 4;        // or more
-constexpr int64_t kGroupBytes = 512 << 10;  // of panels, so that they stay in a thread's cache
+constexpr int64_t kPanelsOfPart = 6;      // or more
+constexpr int64_t kGroupBytes = 1 << 20;  // of panels, so that they stay in a thread's cache
 
 class Int8Product {
  public:

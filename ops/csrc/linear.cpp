@@ -1,5 +1,5 @@
 // ascend_cpu_linear: rows times packed 4- or 8-bit weights. Panels of the activations are made
-// once, then threads take chunks of columns from a counter.
+// once, then threads take chunks of columns for bands of panels.
 #include <algorithm>
 
 #include "linear_bf16.h"
@@ -18,6 +18,7 @@ constexpr int64_t kTileDepth = 512;  // k of a tile
 constexpr int64_t kSliceDepth = 512;
 constexpr int64_t kTileBlocks = 4;  // blocks of columns that a panel is read once for
 constexpr int64_t kMaxChunk = 8;    // blocks of columns that a thread takes at once
+constexpr int64_t kBandRows = 96;   // of a thread's own, or more: all weights are read for them
 
 // Micro-kernels of one source of weights, by the rows they take.
 struct Blocks {
@@ -86,6 +87,10 @@ class Product {
     chunk_ = tile_ ? kTileBlocks
                    : std::max<int64_t>(
                          1, std::min<int64_t>(kMaxChunk, blocks_ / (args.num_threads * 6)));
+    chunks_ = (blocks_ + chunk_ - 1) / chunk_;
+    // Panels of several terms may end within a row.
+    const int64_t bands = terms_ > 1 ? 1 : std::min<int64_t>(args.num_threads, rows / kBandRows);
+    bands_ = std::max<int64_t>(1, bands);
   }
 
   void run() {
@@ -95,8 +100,9 @@ class Product {
     data_ = panel_scratch.get<Element>(padded_rows_ * padded_k_);
     sums_ = a_.zeros ? sum_scratch.get<float>(padded_rows_ * groups_) : nullptr;
     share(
-        panels_, (blocks_ + chunk_ - 1) / chunk_, a_.num_threads, (int64_t)rows_ * a_.n * a_.k,
-        [this](const Panel &panel) { fill(panel); }, [this](int64_t chunk) { work(chunk); });
+        panels_, bands_ * chunks_, a_.num_threads, (int64_t)rows_ * a_.n * a_.k,
+        [this](const Panel &panel) { fill(panel); },
+        [this](int64_t part) { work(band_of(part / chunks_), part % chunks_); });
   }
 
  private:
@@ -108,19 +114,38 @@ class Product {
     if (sums_) Activations::sum(panel, data, padded_k_, group_, sums_ + panel.first * groups_);
   }
 
-  void work(int64_t chunk) const {
+  // Panels that are multiplied together, and where their terms of rows begin and end.
+  struct Band {
+    const Panel *begin, *end;
+    int64_t first, last;
+  };
+  Band band_of(int64_t number) const {
+    const int64_t panels = panels_.size();
+    const Panel *begin = panels_.data() + number * panels / bands_;
+    const Panel *end = panels_.data() + (number + 1) * panels / bands_;
+    return {begin, end, begin->first, end[-1].first + end[-1].rows};
+  }
+
+  void work(const Band &band, int64_t chunk) const {
     ThreadScratch &scratch = thread_scratch();
     float *totals = scratch.totals.get<float>(kMaxChunk * padded_rows_ * kBlockColumns);
     const int64_t first = chunk * chunk_, last = std::min(blocks_, first + chunk_);
-    memset(totals, 0, sizeof(float) * (last - first) * padded_rows_ * kBlockColumns);
+    for (int64_t block = first; block < last; ++block) {
+      memset(of_block(totals, block - first) + band.first * kBlockColumns, 0,
+             sizeof(float) * (band.last - band.first) * kBlockColumns);
+    }
     if (tile_) {
-      multiply_tiled(first, last, scratch, totals);
+      multiply_tiled(band, first, last, scratch, totals);
     } else {
-      multiply(first, last, totals);
+      multiply(band, first, last, totals);
     }
     for (int64_t block = first; block < last; ++block) {
-      finish(block, totals + (block - first) * padded_rows_ * kBlockColumns);
+      finish(band, block, of_block(totals, block - first));
     }
+  }
+
+  float *of_block(float *totals, int64_t number) const {
+    return totals + number * padded_rows_ * kBlockColumns;
   }
 
   BlockWork block_work(int64_t block, int64_t begin, int64_t end) const {
@@ -136,8 +161,11 @@ class Product {
             end};
   }
 
-  void multiply_panels(const Blocks &kernels, const BlockWork &work, float *totals) const {
-    for (const Panel &panel : panels_) multiply_panel(kernels, work, panel, totals);
+  void multiply_panels(const Blocks &kernels, const Band &band, const BlockWork &work,
+                       float *totals) const {
+    for (const Panel *p = band.begin; p != band.end; ++p) {
+      multiply_panel(kernels, work, *p, totals);
+    }
   }
 
   void multiply_panel(const Blocks &kernels, const BlockWork &work, const Panel &panel,
@@ -148,18 +176,19 @@ class Product {
   }
 
   // Many rows: in slices of k, of which all panels stay in the second-level cache.
-  void multiply(int64_t first, int64_t last, float *totals) const {
+  void multiply(const Band &band, int64_t first, int64_t last, float *totals) const {
     const Blocks &kernels = a_.bits == 4 ? kDirect4 : kDirect8;
     const int64_t depth = panels_.size() > 1 ? kSliceDepth : padded_k_;
     for (int64_t k = 0; k < padded_k_; k += depth) {
       for (int64_t block = first; block < last; ++block) {
-        multiply_panels(kernels, block_work(block, k, std::min(padded_k_, k + depth)),
-                        totals + (block - first) * padded_rows_ * kBlockColumns);
+        multiply_panels(kernels, band, block_work(block, k, std::min(padded_k_, k + depth)),
+                        of_block(totals, block - first));
       }
     }
   }
 
-  void multiply_tiled(int64_t first, int64_t last, ThreadScratch &scratch, float *totals) const {
+  void multiply_tiled(const Band &band, int64_t first, int64_t last, ThreadScratch &scratch,
+                      float *totals) const {
     constexpr int64_t kBytes = sizeof(Element) * kBlockColumns;  // of a tile, per k
     char *tiles = scratch.tile.get<char>(kTileBlocks * kTileDepth * kBytes);
     for (int64_t k = 0; k < padded_k_; k += kTileDepth) {
@@ -172,26 +201,31 @@ class Product {
         works[i].weights = tile;
       }
       for (int64_t i = 0; i < last - first; ++i) {
-        multiply_panels(kBlocks<Tile>, works[i], totals + i * padded_rows_ * kBlockColumns);
+        multiply_panels(kBlocks<Tile>, band, works[i], of_block(totals, i));
       }
     }
   }
 
   // Sums of a block's terms, with bias, in the type of the result.
-  void finish(int64_t block, const float *totals) const {
-    const int64_t column = block * kBlockColumns;
-    const int count = (int)std::min<int64_t>(kBlockColumns, a_.n - column);
-    alignas(64) float bias[kBlockColumns] = {}, row[kBlockColumns];
-    if (a_.bias) widen_row(a_.bias_dtype, a_.bias, column, count, bias);
-    for (int r = 0; r < rows_; ++r) {
-      const float *parts = totals + (int64_t)r * terms_ * kBlockColumns;
-      for (int c = 0; c < kBlockColumns; c += kLanes) {
-        Vf sum = load<Vf>(parts + c);
-        for (int t = 1; t < terms_; ++t) sum += load<Vf>(parts + t * kBlockColumns + c);
-        store(row + c, sum + load<Vf>(bias + c));
+  void finish(const Band &band, int64_t block, const float *totals) const {
+    with_element(a_.dtype, [&](auto element) {
+      using E = decltype(element);
+      const int64_t column = block * kBlockColumns;
+      const int64_t count = std::min<int64_t>(kBlockColumns, a_.n - column);
+      alignas(64) float bias[kBlockColumns] = {};
+      if (a_.bias) widen_row(a_.bias_dtype, a_.bias, column, (int)count, bias);
+      auto *out = (typename E::Storage *)a_.out + column;
+      const int64_t last = std::min<int64_t>(rows_, band.last / terms_);
+      for (int64_t r = band.first / terms_; r < last; ++r) {
+        const float *parts = totals + r * terms_ * kBlockColumns;
+        for (int64_t c = 0; c < count; c += kLanes) {
+          Vf sum = load<Vf>(parts + c);
+          for (int t = 1; t < terms_; ++t) sum += load<Vf>(parts + t * kBlockColumns + c);
+          store_lanes<E>(sum + load<Vf>(bias + c), out + (first_row_ + r) * a_.out_stride + c,
+                         count - c);
+        }
       }
-      round_row(a_.dtype, row, count, a_.out, (first_row_ + r) * a_.out_stride + column);
-    }
+    });
   }
 
   const ascend_linear_args &a_;
@@ -200,7 +234,7 @@ class Product {
   const int64_t word_, padded_k_, group_, groups_, blocks_;
   const std::vector<Panel> panels_;
   const TileFunction tile_;  // or null
-  int64_t chunk_, padded_rows_ = 0;
+  int64_t chunk_, chunks_, bands_, padded_rows_ = 0;
   Element *data_ = nullptr;
   float *sums_ = nullptr;
 };

@@ -73,6 +73,13 @@ def test_thread_counts(implementation: str, count: int) -> None:
             _check(Linear(m=m, n=530, k=512, group=128, zeros=True))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_threads_with_rows_of_their_own(implementation: str, dtype: torch.dtype, bits: int) -> None:
+    with threads(3):
+        _check(Linear(m=301, n=70, k=128, group=64, zeros=True, dtype=dtype, bits=bits))
+
+
 def test_exact_integers(implementation: str) -> None:
     """Integers, powers of two as scales: every intermediate result is exact, so is the product."""
     linear = Linear(m=13, n=64, k=256, group=32, dtype=torch.float32)

@@ -54,11 +54,12 @@ class Int8Product {
   }
 
  private:
-  // Groups of panels: threads have their own, where there are enough.
-  int64_t groups_of(int threads) const {
+  // Groups of panels: as many for each thread, where there are enough.
+  int64_t groups_of(int64_t threads) const {
     const int64_t parts = threads * kParts, bytes = panels_.back().offset * sizeof(Element);
-    const int64_t wanted = std::max({(int64_t)threads, parts / blocks_, bytes / kGroupBytes});
-    return std::max<int64_t>(1, std::min<int64_t>(wanted, panels_.size() / kPanelsOfPart));
+    const int64_t wanted = std::max({threads, parts / blocks_, bytes / kGroupBytes});
+    const int64_t groups = std::min<int64_t>(wanted, panels_.size() / kPanelsOfPart);
+    return groups > threads ? groups / threads * threads : std::max<int64_t>(1, groups);
   }
 
   // What turns the sums of a block's columns into results.

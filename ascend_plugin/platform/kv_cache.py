@@ -58,21 +58,32 @@ def _is_draft(vllm_config: VllmConfig) -> bool:
 
 
 def _adopt_int8_scheme(vllm_config: VllmConfig) -> None:
-    """Serve a compressed-tensors checkpoint whose KV cache is int8, which vLLM refuses.
+    """Make the KV cache int8 where the checkpoint says so and the user nothing.
 
-    vLLM knows only fp8 there and stops at any other ``kv_cache_scheme``; it is taken out of vLLM's
-    configuration, and like an fp8 scheme it chooses the type of the cache if the user does not.
+    Of compressed-tensors vLLM knows only fp8 and stops at any other ``kv_cache_scheme``: it is
+    taken out of vLLM's configuration.
     """
-    quant_config = vllm_config.quant_config
-    model = vllm_config.model_config
-    if model is None or getattr(quant_config, "kv_cache_scheme", None) is None:
+    if not _says_int8(vllm_config):
         return
-    if not is_int8_scheme(getattr(model.hf_config, "quantization_config", None)):
-        return
-    quant_config.kv_cache_scheme = None
+    if hasattr(vllm_config.quant_config, "kv_cache_scheme"):
+        vllm_config.quant_config.kv_cache_scheme = None
     if vllm_config.cache_config.cache_dtype == "auto":
         vllm_config.cache_config.cache_dtype = INT8_DTYPE
-        logger.info("The KV cache is int8, as the checkpoint says.")
+        logger.info(
+            "The KV cache is int8, as the checkpoint says; --kv-cache-dtype bfloat16 leaves it "
+            "unquantised."
+        )
+
+
+def _says_int8(vllm_config: VllmConfig) -> bool:
+    """Say whether a checkpoint asks for an int8 cache of all layers: ModelSlim's by its scales."""
+    quant_config, model = vllm_config.quant_config, vllm_config.model_config
+    if model is None:
+        return False
+    if getattr(quant_config, "kv_cache_scheme", None) is not None:
+        return is_int8_scheme(getattr(model.hf_config, "quantization_config", None))
+    kv = getattr(getattr(quant_config, "checkpoint", None), "kv", None)
+    return kv is not None and (kv.kind, kv.layers) == ("C8", model.get_total_num_hidden_layers())
 
 
 def _refuse_int8_settings(config: KVCacheConfig, cache_dtype: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from processes import run_python
+from real_checkpoints import checkpoint
 
 from ascend_plugin.kv_cache.scales import LayerScales, save_kv_scales
 from ascend_plugin.metrics_folder import FOLDER_VARIABLE
@@ -87,6 +88,9 @@ def _served(tmp_path: Path, model: Path, static: dict[str, str]) -> list[tuple[d
         # what the checkpoint says, unless the user says something else
         (_engine(int8, "auto"), "int8_per_token_head None"),
         (_engine(int8, "bfloat16"), "bfloat16 None"),
+        (_engine(checkpoint("ms-w8a8-c8"), "auto"), "int8_per_token_head None"),
+        (_engine(checkpoint("ms-w8a8-c8"), "bfloat16"), "bfloat16 None"),
+        (_engine(checkpoint("ms-w8a8-dynamic"), "auto"), "auto None"),
     ]
 
 

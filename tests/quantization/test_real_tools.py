@@ -47,8 +47,6 @@ def test_tokens_and_logprobs(plugin: EngineProcess, real_base: Path, name: str) 
     meant = read_meaning(checkpoint(name))
     model, caches = offline(real_base, meant)
     engine = settings(str(checkpoint(name)), max_model_len=512)
-    if meant.kv_scales and name.startswith("ms-"):
-        engine["kv_cache_dtype"] = "int8_per_token_head"  # ModelSlim's files do not choose it
     answer = plugin.run(engine, RUN)
     assert f"runs as {runs_as(name)} with" in answer.log
     expected = "torch.int8" if meant.kv_scales else "torch.float32"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from engines import EngineProcess
 from quant_oracle import read_meaning
+from transformers import DynamicCache
 
 pytestmark = [pytest.mark.engine, pytest.mark.model, pytest.mark.slow]
 
@@ -52,6 +54,28 @@ def test_answer_and_logprobs(plugin: EngineProcess, folder: Path) -> None:
     assert float(off.mean()) < allowed, (off, allowed)
 
 
+class _QuantisedPages(DynamicCache):
+    """Keys and values as static int8 leaves them.
+
+    Args:
+        scales: by layer, ``[2, kv_heads, head_dim]``.
+    """
+
+    def __init__(self, scales: dict[int, torch.Tensor]) -> None:
+        super().__init__()
+        self._scales = scales
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *rest: Any, **named: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Round what is added, ``[1, kv_heads, tokens, head_dim]``."""
+        added = []
+        for side, rows in enumerate((keys, values)):
+            scale = self._scales[layer][side][:, None]  # [kv_heads, 1, head_dim]
+            added.append((rows / scale).round().clamp(-127, 127) * scale)
+        return super().update(*added, layer, *rest, **named)
+
+
 class _Oracle:
     """transformers with the weights that the oracle reads, and inputs quantised by it.
 
@@ -79,6 +103,7 @@ class _Oracle:
             )
         self._tokens = torch.tensor(tokens)
         self._answered = answered
+        self._kv_scales = meant.kv_scales
         self.quantises_inputs = bool(meant.fakes or meant.kv_scales)
 
     @torch.no_grad()
@@ -88,7 +113,9 @@ class _Oracle:
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
             embeddings *= 1 + 1e-6 * torch.randn(embeddings.shape, generator=generator)
-        logits = self._model(inputs_embeds=embeddings[None]).logits[0]
+        pages = _QuantisedPages(self._kv_scales) if self._kv_scales else None
+        found = self._model(inputs_embeds=embeddings[None], past_key_values=pages)
+        logits = found.logits[0]
         at = logits[-self._answered - 1 : -1].log_softmax(-1)
         return at.gather(-1, self._tokens[-self._answered :, None]).squeeze(-1)
 

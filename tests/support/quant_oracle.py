@@ -135,7 +135,8 @@ def _turn(
 ) -> torch.Tensor | None:
     """Return what the input of a module is multiplied with while serving, ``[k, k]``.
 
-    Modules of one size share a matrix, which lies beside one of them, without its factor.
+    Modules of one size share a matrix, which lies beside one of them, without its factor; with a
+    ``head_dim``, all do, and every so many columns are multiplied with it.
     """
     for name, scheme in ((about.get("transform_config") or {}).get("config_groups") or {}).items():
         runs = any(
@@ -144,12 +145,13 @@ def _turn(
         if not runs:
             continue
         k = tensors[f"{module}.weight_shape"].tolist()[1]
+        size = scheme.get("head_dim") or k
         stored = [
             tensor.double()
             for key, tensor in tensors.items()
-            if key.endswith(f".{name}_input.weight") and len(tensor) == k
+            if key.endswith(f".{name}_input.weight") and len(tensor) == size
         ]
-        return stored[0] / stored[0][0].norm()
+        return torch.block_diag(*[stored[0] / stored[0][0].norm()] * (k // size))
     return None
 
 

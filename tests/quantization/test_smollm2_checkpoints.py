@@ -48,9 +48,9 @@ def test_answer_and_logprobs(plugin: EngineProcess, folder: Path) -> None:
     if not oracle.quantises_inputs:
         assert float(off.max()) < 0.02, off
         return
-    # Codes of inputs turn one rounding error into a step of 1/127, and that into others: after 30
-    # layers two right answers are as far apart as two roundings of the oracle's own embeddings.
-    allowed = 2 * max(float(oracle.sensitivity(seed).mean()) for seed in range(3))
+    # Codes of inputs turn a sum's last bits into a step of 1/127, and that into others: after 30
+    # layers right answers are as far apart as the oracle's for embeddings that hardly differ.
+    allowed = 2 * max(float(oracle.sensitivity(seed).mean()) for seed in range(5))
     assert float(off.mean()) < allowed, (off, allowed)
 
 
@@ -108,11 +108,11 @@ class _Oracle:
 
     @torch.no_grad()
     def logprobs(self, seed: int | None = None) -> torch.Tensor:
-        """Return the logprobs of the answer's tokens; a seed rounds the embeddings."""
+        """Return the logprobs of the answer's tokens; a seed changes embeddings a little."""
         embeddings = self._model.get_input_embeddings()(self._tokens)
         if seed is not None:
             generator = torch.Generator().manual_seed(seed)
-            embeddings *= 1 + 1e-6 * torch.randn(embeddings.shape, generator=generator)
+            embeddings *= 1 + 1e-5 * torch.randn(embeddings.shape, generator=generator)
         pages = _QuantisedPages(self._kv_scales) if self._kv_scales else None
         found = self._model(inputs_embeds=embeddings[None], past_key_values=pages)
         logits = found.logits[0]

@@ -59,6 +59,8 @@ checkpoints: python ## quantise SmolLM2 with every tool, test the checkpoints an
 	  $(BIN)/ascend-plugin quantize models/smollm2 --recipe $$recipe \
 	  --text models/text/calibrate.txt -o models/quantised/$$recipe || exit 1; done
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/quantization/test_smollm2_checkpoints.py
+	@$(BIN)/ascend-plugin sim run -- \
+	  $(BIN)/python -m pytest $(PYTEST_ARGS) tests/npu/test_smollm2_checkpoints.py
 	@$(BIN)/ascend-plugin eval weights models/smollm2 $(addprefix models/quantised/,$(RECIPES)) \
 	  --text models/text/evaluate.txt
 

@@ -115,8 +115,9 @@ class Int8Product {
     if (a_.quant_bias) {
       memcpy(columns.shift, a_.quant_bias + columns.first, sizeof(int32_t) * columns.count);
     }
-    for (int c = 0; c < columns.count; ++c) {
-      columns.shift[c] -= columns.sums[c] * Int8Products::kShift;
+    for (int c = 0; c < columns.count; c += kLanes) {
+      const Vi shifted = load<Vi>(columns.sums + c) * splat(Int8Products::kShift);
+      store(columns.shift + c, load<Vi>(columns.shift + c) - shifted);
     }
     return columns;
   }

@@ -37,10 +37,11 @@ struct Bfloat16 {
     const uint32_t quiet = (u >> 16) | 0x40;
     return (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
   }
-  static ASCEND_INLINE Vh round(Vf x) {
+  static ASCEND_INLINE Vh round(Vf x) { return narrow_to_halves(round_in_place(x) >> 16); }
+  // In the high halves; the low ones are to be cut off.
+  static ASCEND_INLINE Vu round_in_place(Vf x) {
     const Vu u = (Vu)x;
-    const Vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    return narrow_to_halves(x == x ? rounded : (u >> 16) | 0x40);
+    return x == x ? u + 0x7fff + ((u >> 16) & 1) : u | 0x400000;
   }
 };
 
@@ -159,6 +160,17 @@ ASCEND_INLINE void store_lanes(Vf x, typename E::Storage *p, int64_t count = kLa
   const auto lanes = E::round(x);
   if (count >= kLanes) return store(p, lanes);
   memcpy(p, &lanes, count * sizeof *p);
+}
+
+// Rounds two vectors that lie side by side, in fewer instructions than each alone.
+template <class E>
+ASCEND_INLINE void store_two(Vf a, Vf b, typename E::Storage *p) {
+  if constexpr (E::kDtype == ASCEND_BFLOAT16) {
+    store(p, high_halves(E::round_in_place(a), E::round_in_place(b)));
+  } else {
+    store(p, E::round(a));
+    store(p + kLanes, E::round(b));
+  }
 }
 
 // Calls function(E) with the element type of a dtype that is not int8.

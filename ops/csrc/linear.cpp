@@ -214,16 +214,16 @@ class Product {
       const int64_t count = std::min<int64_t>(kBlockColumns, a_.n - column);
       alignas(64) float bias[kBlockColumns] = {};
       if (a_.bias) widen_row(a_.bias_dtype, a_.bias, column, (int)count, bias);
-      auto *out = (typename E::Storage *)a_.out + column;
       const int64_t last = std::min<int64_t>(rows_, band.last / terms_);
       for (int64_t r = band.first / terms_; r < last; ++r) {
         const float *parts = totals + r * terms_ * kBlockColumns;
-        for (int64_t c = 0; c < count; c += kLanes) {
+        const auto value = [&](int c) {
           Vf sum = load<Vf>(parts + c);
           for (int t = 1; t < terms_; ++t) sum += load<Vf>(parts + t * kBlockColumns + c);
-          store_lanes<E>(sum + load<Vf>(bias + c), out + (first_row_ + r) * a_.out_stride + c,
-                         count - c);
-        }
+          return sum + load<Vf>(bias + c);
+        };
+        auto *out = (typename E::Storage *)a_.out + (first_row_ + r) * a_.out_stride + column;
+        store_columns<E>(value, count, out);
       }
     });
   }

@@ -125,18 +125,18 @@ class Int8Product {
   template <class E>
   void finish(const Panel &panel, const Columns &columns, const int32_t *totals) const {
     const int rows = std::min(panel.rows, rows_ - panel.first);
-    auto *out = (typename E::Storage *)a_.out + columns.first;
     for (int r = 0; r < rows; ++r) {
       const int64_t number = first_row_ + panel.first + r;
       const float x_scale = a_.x_scale[a_.scale_per_row ? number : 0];
       const int32_t zero = a_.x_zero ? a_.x_zero[a_.zero_per_row ? number : 0] : 0;
-      for (int c = 0; c < columns.count; c += kLanes) {
+      const auto value = [&](int c) {
         Vi exact = load<Vi>(totals + r * kBlockColumns + c) + load<Vi>(columns.shift + c);
         if (zero) exact -= load<Vi>(columns.sums + c) * splat(zero);
         const Vf scale = load<Vf>(columns.scale + c) * x_scale;
-        const Vf value = __builtin_convertvector(exact, Vf) * scale + load<Vf>(columns.bias + c);
-        store_lanes<E>(value, out + number * a_.out_stride + c, columns.count - c);
-      }
+        return __builtin_convertvector(exact, Vf) * scale + load<Vf>(columns.bias + c);
+      };
+      auto *out = (typename E::Storage *)a_.out + number * a_.out_stride + columns.first;
+      store_columns<E>(value, columns.count, out);
     }
   }
 

@@ -20,6 +20,16 @@ ASCEND_INLINE Vf load_floats(int dtype, const void *data, int64_t index) {
   return load<Vf>((const float *)data + index);
 }
 
+// Rounds value(c), a vector of columns from c, for the first `count` columns of a block.
+template <class E, class Value>
+ASCEND_INLINE void store_columns(const Value &value, int64_t count, typename E::Storage *out) {
+  int c = 0;
+  for (; c + 2 * kLanes <= count; c += 2 * kLanes) {
+    store_two<E>(value(c), value(c + kLanes), out + c);
+  }
+  for (; c < count; c += kLanes) store_lanes<E>(value(c), out + c, count - c);
+}
+
 // One block of columns and a range of k.
 struct BlockWork {
   const char *weights;  // of `begin`

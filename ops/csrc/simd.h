@@ -85,6 +85,16 @@ ASCEND_INLINE Vh narrow_to_halves(Vu x) {
   return __builtin_convertvector(x, Vh);
 #endif
 }
+namespace detail {
+template <size_t... I>
+ASCEND_INLINE Vhh high_halves(Vhh a, Vhh b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (2 * (int)I + 1)...);
+}
+}  // namespace detail
+// The high halves of two vectors, side by side.
+ASCEND_INLINE Vhh high_halves(Vu a, Vu b) {
+  return detail::high_halves((Vhh)a, (Vhh)b, std::make_index_sequence<2 * kLanes>{});
+}
 // Written out, as gcc 12 converts bytes one by one.
 ASCEND_INLINE Vf widen_bytes(Vb x) {
 #if defined(__AVX512F__)

@@ -18,7 +18,7 @@ constexpr BlockFunction kBlocks[] = {int8_block<4>, int8_block<2>, int8_block<1>
 #endif
 constexpr int kSizeCount = sizeof kSizes / sizeof *kSizes;
 constexpr int kRowsAtOnce = 768;
-constexpr int64_t kSliceWords = 256;  // of k, that all panels are multiplied over before the next
+constexpr int64_t kSliceWords = 384;  // of k, that all panels are multiplied over before the next
 constexpr int64_t kMaxChunk = 8;
 // Of a thread: the last one that works leaves others without work for one part's time.
 constexpr int64_t kParts = 96;

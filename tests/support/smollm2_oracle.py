@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from offline_llama import FakeCache
 from quant_oracle import read_meaning
 from transformers import AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
 
@@ -46,10 +47,11 @@ class QuantisedPages(DynamicCache):
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *rest: Any, **named: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Round what is added, ``[1, kv_heads, tokens, head_dim]``."""
-        added = []
-        for side, rows in enumerate((keys, values)):
-            scale = self._scales[layer][side][:, None]  # [kv_heads, 1, head_dim]
-            added.append((rows / scale).round().clamp(-127, 127) * scale)
+        fake = FakeCache("c8s", self._scales[layer])
+        added = [
+            fake(rows[0].transpose(0, 1), side).float().transpose(0, 1)[None]
+            for side, rows in enumerate((keys, values))
+        ]
         return super().update(*added, layer, *rest, **named)
 
 

@@ -102,7 +102,7 @@ class Product {
     share(
         panels_, bands_ * chunks_, a_.num_threads, (int64_t)rows_ * a_.n * a_.k,
         [this](const Panel &panel) { fill(panel); },
-        [this](int64_t part) { work(band_of(part / chunks_), part % chunks_); });
+        [this](int64_t part) { work(band_of(panels_, part / chunks_, bands_), part % chunks_); });
   }
 
  private:
@@ -112,18 +112,6 @@ class Product {
     Element *data = data_ + panel.offset;
     Activations::fill(panel, x, a_.dtype, a_.x_stride, rows_, a_.k, padded_k_, data);
     if (sums_) Activations::sum(panel, data, padded_k_, group_, sums_ + panel.first * groups_);
-  }
-
-  // Panels that are multiplied together, and where their terms of rows begin and end.
-  struct Band {
-    const Panel *begin, *end;
-    int64_t first, last;
-  };
-  Band band_of(int64_t number) const {
-    const int64_t panels = panels_.size();
-    const Panel *begin = panels_.data() + number * panels / bands_;
-    const Panel *end = panels_.data() + (number + 1) * panels / bands_;
-    return {begin, end, begin->first, end[-1].first + end[-1].rows};
   }
 
   void work(const Band &band, int64_t chunk) const {

@@ -22,8 +22,8 @@ constexpr int64_t kSliceWords = 384;  // of k, that all panels are multiplied ov
 constexpr int64_t kMaxChunk = 8;
 // Of a thread: the last one that works leaves others without work for one part's time.
 constexpr int64_t kParts = 96;
-constexpr int64_t kPanelsOfPart = 6;      // or more
-constexpr int64_t kGroupBytes = 1 << 20;  // of panels, so that they stay in a thread's cache
+constexpr int64_t kPanelsOfBand = 6;     // or more
+constexpr int64_t kBandBytes = 1 << 20;  // of panels, so that they stay in a thread's cache
 
 class Int8Product {
  public:
@@ -37,14 +37,14 @@ class Int8Product {
         blocks_((args.n + kBlockColumns - 1) / kBlockColumns),
         chunk_(std::max<int64_t>(1, std::min(kMaxChunk, blocks_ / (args.num_threads * 6)))),
         panels_(make_panels(rows, kSizes, kSizeCount, words_ * Int8Products::kPerWord)),
-        groups_(groups_of(args.num_threads)) {}
+        bands_(bands_for(args.num_threads)) {}
 
   void run() {
     static thread_local Scratch panel_scratch;
     padded_rows_ = panels_.back().first + panels_.back().rows;
     data_ = panel_scratch.get<Element>(padded_rows_ * words_ * Int8Products::kPerWord);
     share(
-        panels_, (blocks_ * groups_ + chunk_ - 1) / chunk_, a_.num_threads,
+        panels_, (blocks_ * bands_ + chunk_ - 1) / chunk_, a_.num_threads,
         (int64_t)rows_ * a_.n * a_.k,
         [this](const Panel &panel) {
           Int8Panel::fill(panel, a_.x + first_row_ * a_.x_stride, a_.x_stride, rows_, a_.k,
@@ -54,12 +54,12 @@ class Int8Product {
   }
 
  private:
-  // Groups of panels: as many for each thread, where there are enough.
-  int64_t groups_of(int64_t threads) const {
+  // Bands of panels: as many for each thread, where there are enough.
+  int64_t bands_for(int64_t threads) const {
     const int64_t parts = threads * kParts, bytes = panels_.back().offset * sizeof(Element);
-    const int64_t wanted = std::max({threads, parts / blocks_, bytes / kGroupBytes});
-    const int64_t groups = std::min<int64_t>(wanted, panels_.size() / kPanelsOfPart);
-    return groups > threads ? groups / threads * threads : std::max<int64_t>(1, groups);
+    const int64_t wanted = std::max({threads, parts / blocks_, bytes / kBandBytes});
+    const int64_t bands = std::min<int64_t>(wanted, panels_.size() / kPanelsOfBand);
+    return bands > threads ? bands / threads * threads : std::max<int64_t>(1, bands);
   }
 
   // What turns the sums of a block's columns into results.
@@ -72,28 +72,28 @@ class Int8Product {
     alignas(64) float bias[kBlockColumns] = {};
   };
 
-  // A chunk of parts; a part is a block of columns and a group of panels, whose parts follow each
+  // A chunk of parts; a part is a block of columns and a band of panels, whose parts follow each
   // other.
   void work(int64_t chunk) const {
-    const int64_t last = std::min(blocks_ * groups_, (chunk + 1) * chunk_);
+    const int64_t last = std::min(blocks_ * bands_, (chunk + 1) * chunk_);
     for (int64_t part = chunk * chunk_; part < last; ++part) {
       with_element(a_.dtype, [&](auto element) {
-        multiply<decltype(element)>(part % blocks_, part / blocks_);
+        multiply<decltype(element)>(part % blocks_, band_of(panels_, part / blocks_, bands_));
       });
     }
   }
 
   template <class E>
-  void multiply(int64_t block, int64_t group) const {
+  void multiply(int64_t block, const Band &band) const {
     static thread_local Scratch scratch;
     int32_t *totals = scratch.get<int32_t>(padded_rows_ * kBlockColumns);
     const char *weights = (const char *)a_.weights + block * words_ * 4 * kBlockColumns;
     const Columns columns = columns_of(block);
-    const int64_t panels = panels_.size(), depth = panels > 1 ? kSliceWords : words_;
+    const int64_t depth = panels_.size() > 1 ? kSliceWords : words_;
     for (int64_t w = 0; w < words_; w += depth) {
       const int64_t count = std::min(depth, words_ - w);
-      for (int64_t p = group * panels / groups_; p < (group + 1) * panels / groups_; ++p) {
-        const Panel &panel = panels_[p];
+      for (const Panel *p = band.begin; p != band.end; ++p) {
+        const Panel &panel = *p;
         const BlockFunction run =
             kBlocks[std::find(kSizes, kSizes + kSizeCount, panel.rows) - kSizes];
         int32_t *sums = totals + panel.first * kBlockColumns;
@@ -144,7 +144,7 @@ class Int8Product {
   const int first_row_, rows_;
   const int64_t words_, blocks_, chunk_;
   const std::vector<Panel> panels_;
-  const int64_t groups_;
+  const int64_t bands_;
   int64_t padded_rows_ = 0;
   Element *data_ = nullptr;
 };

@@ -66,6 +66,20 @@ inline std::vector<Panel> make_panels(int rows, const int *sizes, int count, int
   return panels;
 }
 
+// Panels that are multiplied together, and where their rows begin and end.
+struct Band {
+  const Panel *begin, *end;
+  int64_t first, last;
+};
+
+// One of `count` bands of about as many panels each.
+inline Band band_of(const std::vector<Panel> &panels, int64_t number, int64_t count) {
+  const int64_t total = panels.size();
+  const Panel *begin = panels.data() + number * total / count;
+  const Panel *end = panels.data() + (number + 1) * total / count;
+  return {begin, end, begin->first, end[-1].first + end[-1].rows};
+}
+
 // `words` words of four rows, turned in registers: word w of row j goes to out[w * panel_rows + j].
 // Returns how many of the words were; whole fours are. stride: bytes.
 template <class Change>

@@ -19,7 +19,9 @@ constexpr int64_t kSerialProducts = 1 << 16;
 class Numbers {
  public:
   Numbers(int64_t count, int threads)
-      : count_(count), ranges_(std::max(1, std::min(threads, kMaxRanges))), threads_(threads) {
+      : count_(count),
+        ranges_(std::max(1, std::min(threads, kMaxRanges))),
+        threads_(std::max(1, threads)) {
     for (int r = 0; r < ranges_; ++r) range_[r].next = count * r / ranges_;
   }
 

@@ -166,6 +166,15 @@ ASCEND_INLINE void store_lanes(Vf x, typename E::Storage *p, int64_t count = kLa
 template <class E>
 ASCEND_INLINE void store_two(Vf a, Vf b, typename E::Storage *p) {
   if constexpr (E::kDtype == ASCEND_BFLOAT16) {
+#if defined(__AVX512BF16__)
+    // The instruction takes subnormal numbers for 0.
+    constexpr int kSubnormal = 0x20;
+    const __mmask16 small = _mm512_fpclass_ps_mask((__m512)a, kSubnormal) |
+                            _mm512_fpclass_ps_mask((__m512)b, kSubnormal);
+    if (__builtin_expect(!small, 1)) {
+      return store(p, (Vhh)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
+    }
+#endif
     store(p, high_halves(E::round_in_place(a), E::round_in_place(b)));
   } else {
     store(p, E::round(a));

@@ -70,15 +70,30 @@ class Int8Product {
     alignas(64) int32_t shift[kBlockColumns] = {};
     alignas(64) float scale[kBlockColumns] = {};
     alignas(64) float bias[kBlockColumns] = {};
+
+    // In vectors, which stay in registers from row to row.
+    struct Numbers {
+      Vi shift[kBlockColumns / kLanes];
+      Vf scale[kBlockColumns / kLanes], bias[kBlockColumns / kLanes];
+    };
+    Numbers numbers() const {
+      Numbers numbers;
+      memcpy(numbers.shift, shift, sizeof shift);
+      memcpy(numbers.scale, scale, sizeof scale);
+      memcpy(numbers.bias, bias, sizeof bias);
+      return numbers;
+    }
   };
 
   // A chunk of parts; a part is a block of columns and a band of panels, whose parts follow each
-  // other.
+  // other. Each band begins with other columns: threads that fetch the same weights at once wait
+  // for each other.
   void work(int64_t chunk) const {
     const int64_t last = std::min(blocks_ * bands_, (chunk + 1) * chunk_);
     for (int64_t part = chunk * chunk_; part < last; ++part) {
+      const int64_t band = part / blocks_, block = (part + band * blocks_ / bands_) % blocks_;
       with_element(a_.dtype, [&](auto element) {
-        multiply<decltype(element)>(part % blocks_, band_of(panels_, part / blocks_, bands_));
+        multiply<decltype(element)>(block, band_of(panels_, band, bands_));
       });
     }
   }
@@ -124,19 +139,28 @@ class Int8Product {
 
   template <class E>
   void finish(const Panel &panel, const Columns &columns, const int32_t *totals) const {
-    const int rows = std::min(panel.rows, rows_ - panel.first);
-    for (int r = 0; r < rows; ++r) {
-      const int64_t number = first_row_ + panel.first + r;
-      const float x_scale = a_.x_scale[a_.scale_per_row ? number : 0];
-      const int32_t zero = a_.x_zero ? a_.x_zero[a_.zero_per_row ? number : 0] : 0;
+    if (a_.x_zero) return finish_rows<E, true>(panel, columns, totals);
+    finish_rows<E, false>(panel, columns, totals);
+  }
+
+  template <class E, bool kZeros>
+  void finish_rows(const Panel &panel, const Columns &columns, const int32_t *totals) const {
+    const Columns::Numbers numbers = columns.numbers();
+    const int64_t first = first_row_ + panel.first;
+    const int64_t scale_step = a_.scale_per_row != 0, zero_step = a_.zero_per_row != 0;
+    auto *out = (typename E::Storage *)a_.out + first * a_.out_stride + columns.first;
+    for (int r = 0; r < std::min(panel.rows, rows_ - panel.first); ++r) {
+      const float x_scale = a_.x_scale[(first + r) * scale_step];
+      const Vi zero = splat(kZeros ? a_.x_zero[(first + r) * zero_step] : 0);
       const auto value = [&](int c) {
-        Vi exact = load<Vi>(totals + r * kBlockColumns + c) + load<Vi>(columns.shift + c);
-        if (zero) exact -= load<Vi>(columns.sums + c) * splat(zero);
-        const Vf scale = load<Vf>(columns.scale + c) * x_scale;
-        return __builtin_convertvector(exact, Vf) * scale + load<Vf>(columns.bias + c);
+        const int v = c / kLanes;
+        Vi exact = load<Vi>(totals + c) + numbers.shift[v];
+        if (kZeros) exact -= load<Vi>(columns.sums + c) * zero;
+        return __builtin_convertvector(exact, Vf) * (numbers.scale[v] * x_scale) + numbers.bias[v];
       };
-      auto *out = (typename E::Storage *)a_.out + number * a_.out_stride + columns.first;
       store_columns<E>(value, columns.count, out);
+      totals += kBlockColumns;
+      out += a_.out_stride;
     }
   }
 

@@ -20,14 +20,17 @@ ASCEND_INLINE Vf load_floats(int dtype, const void *data, int64_t index) {
   return load<Vf>((const float *)data + index);
 }
 
-// Rounds value(c), a vector of columns from c, for the first `count` columns of a block.
+// Rounds value(c), a vector of columns from c, for a block of which the first `count` exist.
 template <class E, class Value>
 ASCEND_INLINE void store_columns(const Value &value, int64_t count, typename E::Storage *out) {
-  int c = 0;
-  for (; c + 2 * kLanes <= count; c += 2 * kLanes) {
-    store_two<E>(value(c), value(c + kLanes), out + c);
+  // Always a whole block, so that the compiler knows every c.
+  typename E::Storage block[kBlockColumns];
+  typename E::Storage *to = count == kBlockColumns ? out : block;
+  ASCEND_UNROLL
+  for (int c = 0; c < kBlockColumns; c += 2 * kLanes) {
+    store_two<E>(value(c), value(c + kLanes), to + c);
   }
-  for (; c < count; c += kLanes) store_lanes<E>(value(c), out + c, count - c);
+  if (to == block) memcpy(out, block, sizeof *out * count);
 }
 
 // One block of columns and a range of k.

@@ -179,6 +179,24 @@ def test_scales_and_bias(implementation: str, out_dtype: torch.dtype, bias_dtype
     torch.testing.assert_close(result.double(), exact, rtol=2 * eps, atol=4 * eps)
 
 
+@pytest.mark.parametrize("n", [64, 75])
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_results_are_rounded_as_torch_rounds(
+    implementation: str, out_dtype: torch.dtype, n: int
+) -> None:
+    """Of every size: subnormal, normal, too large, infinite and NaN."""
+    w = torch.randint(-128, 128, (n, 33), dtype=torch.int8)
+    x = torch.randint(-128, 128, (13, 33), dtype=torch.int8)
+    scale = 2.0 ** torch.linspace(-148, 127, n)
+    scale[5], scale[n - 1] = torch.nan, torch.inf
+    packed = pack_int8(w)
+    exact = quant_matmul(x, packed, scale, torch.ones(1), out_dtype=torch.float32)
+    result = quant_matmul(x, packed, scale, torch.ones(1), out_dtype=out_dtype)
+    magnitude = exact.abs()
+    assert bool(((magnitude > 0) & (magnitude < torch.finfo(out_dtype).tiny)).any())
+    torch.testing.assert_close(result, exact.to(out_dtype), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_threads_and_many_rows(implementation: str, count: int) -> None:
     w = torch.randint(-128, 128, (200, 1100), dtype=torch.int8)

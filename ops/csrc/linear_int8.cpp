@@ -62,27 +62,15 @@ class Int8Product {
     return bands > threads ? bands / threads * threads : std::max<int64_t>(1, bands);
   }
 
+  static constexpr int kVectors = kBlockColumns / kLanes;
+
   // What turns the sums of a block's columns into results.
   struct Columns {
     int64_t first;
     int count;
     const int32_t *sums;  // of the weights
-    alignas(64) int32_t shift[kBlockColumns] = {};
-    alignas(64) float scale[kBlockColumns] = {};
-    alignas(64) float bias[kBlockColumns] = {};
-
-    // In vectors, which stay in registers from row to row.
-    struct Numbers {
-      Vi shift[kBlockColumns / kLanes];
-      Vf scale[kBlockColumns / kLanes], bias[kBlockColumns / kLanes];
-    };
-    Numbers numbers() const {
-      Numbers numbers;
-      memcpy(numbers.shift, shift, sizeof shift);
-      memcpy(numbers.scale, scale, sizeof scale);
-      memcpy(numbers.bias, bias, sizeof bias);
-      return numbers;
-    }
+    Vi shift[kVectors] = {};
+    Vf scale[kVectors] = {}, bias[kVectors] = {};
   };
 
   // A chunk of parts; a part is a block of columns and a band of panels, whose parts follow each
@@ -126,13 +114,14 @@ class Int8Product {
     columns.count = (int)std::min<int64_t>(kBlockColumns, a_.n - columns.first);
     columns.sums = a_.column_sums + columns.first;
     memcpy(columns.scale, a_.weight_scale + columns.first, sizeof(float) * columns.count);
-    if (a_.bias) widen_row(a_.bias_dtype, a_.bias, columns.first, columns.count, columns.bias);
+    if (a_.bias) {
+      widen_row(a_.bias_dtype, a_.bias, columns.first, columns.count, (float *)columns.bias);
+    }
     if (a_.quant_bias) {
       memcpy(columns.shift, a_.quant_bias + columns.first, sizeof(int32_t) * columns.count);
     }
-    for (int c = 0; c < columns.count; c += kLanes) {
-      const Vi shifted = load<Vi>(columns.sums + c) * splat(Int8Products::kShift);
-      store(columns.shift + c, load<Vi>(columns.shift + c) - shifted);
+    for (int v = 0; v < kVectors; ++v) {
+      columns.shift[v] -= load<Vi>(columns.sums + v * kLanes) * splat(Int8Products::kShift);
     }
     return columns;
   }
@@ -145,7 +134,7 @@ class Int8Product {
 
   template <class E, bool kZeros>
   void finish_rows(const Panel &panel, const Columns &columns, const int32_t *totals) const {
-    const Columns::Numbers numbers = columns.numbers();
+    const Columns own = columns;  // stays in registers from row to row
     const int64_t first = first_row_ + panel.first;
     const int64_t scale_step = a_.scale_per_row != 0, zero_step = a_.zero_per_row != 0;
     auto *out = (typename E::Storage *)a_.out + first * a_.out_stride + columns.first;
@@ -154,11 +143,11 @@ class Int8Product {
       const Vi zero = splat(kZeros ? a_.x_zero[(first + r) * zero_step] : 0);
       const auto value = [&](int c) {
         const int v = c / kLanes;
-        Vi exact = load<Vi>(totals + c) + numbers.shift[v];
-        if (kZeros) exact -= load<Vi>(columns.sums + c) * zero;
-        return __builtin_convertvector(exact, Vf) * (numbers.scale[v] * x_scale) + numbers.bias[v];
+        Vi exact = load<Vi>(totals + c) + own.shift[v];
+        if (kZeros) exact -= load<Vi>(own.sums + c) * zero;
+        return __builtin_convertvector(exact, Vf) * (own.scale[v] * x_scale) + own.bias[v];
       };
-      store_columns<E>(value, columns.count, out);
+      store_columns<E>(value, own.count, out);
       totals += kBlockColumns;
       out += a_.out_stride;
     }
